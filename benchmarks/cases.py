@@ -1,0 +1,205 @@
+"""One case on a GPU: inputs of a pattern, and everything that is checked of its kernels' results."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nsa_dsl import reference
+from nsa_dsl.compare import Mismatch, check_choice, check_lse, check_rows
+from nsa_dsl.compressors import MLPCompressor
+from nsa_dsl.mask_probe import check_probe, probe_inputs
+from nsa_dsl.op import AttentionOp
+from nsa_dsl.pattern import Pattern
+from nsa_dsl.verify.slots import give_slots
+
+TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What a case's tensors measure besides their length."""
+
+    batch: int = 1
+    heads: int = 8
+    kv_heads: int = 2
+    dim_qk: int = 64
+    dim_v: int = 48
+
+
+USUAL = Sizes()
+UNUSUAL = (
+    Sizes(heads=1, kv_heads=1, dim_qk=16, dim_v=16),
+    Sizes(heads=3, kv_heads=1, dim_qk=40, dim_v=40),
+    Sizes(batch=2, heads=7, kv_heads=1, dim_qk=80, dim_v=96),
+    Sizes(heads=16, kv_heads=1, dim_qk=192, dim_v=128),
+    Sizes(heads=33, kv_heads=11, dim_qk=96, dim_v=80),
+    Sizes(heads=2, kv_heads=2, dim_qk=256, dim_v=256),
+    Sizes(batch=1100, heads=64, kv_heads=4, dim_qk=16, dim_v=16),
+)
+"""Head ratios, head dimensions, and more rows of programs than a grid's second axis could hold."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inputs:
+    """q, k, v and what else the pattern takes."""
+
+    q: Tensor
+    k: Any
+    v: Any
+    rest: dict[str, Any]
+
+    @property
+    def ungated(self) -> dict[str, Any]:
+        return {name: value for name, value in self.rest.items() if name != "gates"}
+
+
+def make_inputs(pattern: Pattern, dtype: torch.dtype, tokens: int, sizes: Sizes, seed: int = 0) -> Inputs:
+    """Random inputs on the current GPU; q, k and v are views of one packed tensor whose gaps hold NaN."""
+    generator = torch.Generator(device="cuda").manual_seed(seed)
+
+    def packed(count: int, dim: int) -> Tensor:
+        whole = torch.full((sizes.batch, tokens, count, dim + 16), float("nan"), dtype=dtype, device="cuda")
+        whole[..., :dim] = torch.randn(sizes.batch, tokens, count, dim, generator=generator, device="cuda").to(dtype)
+        return whole[..., :dim].transpose(1, 2)
+
+    def per_branch(dim: int) -> Any:
+        return (
+            {each.name: packed(sizes.kv_heads, dim) for each in pattern.branches} if pattern.kv_per_branch else packed(sizes.kv_heads, dim)
+        )
+
+    rest: dict[str, Any] = {}
+    if pattern.output.kind in ("gate", "mix"):
+        rest["gates"] = torch.randn(sizes.batch, sizes.heads, tokens, len(pattern.output.branches), generator=generator, device="cuda").to(
+            dtype
+        )
+    learned = [each for each in pattern.memories if each.by == "mlp"]
+    if learned:
+        torch.manual_seed(seed)
+        rest["compressors"] = {
+            each.name: MLPCompressor(each.block, sizes.dim_qk, sizes.dim_v).cuda().to(dtype).requires_grad_(False) for each in learned
+        }
+    return Inputs(packed(sizes.heads, sizes.dim_qk), per_branch(sizes.dim_qk), per_branch(sizes.dim_v), rest)
+
+
+def check_example(pattern: Pattern, dtype: str, tokens: int, sizes: Sizes = USUAL) -> list[str]:
+    """Rows, log-sum-exp, choices and the mask probe of one pattern at one length; what was refused, as text."""
+    op = AttentionOp(pattern)
+    inputs = make_inputs(pattern, TORCH[dtype], tokens, sizes)
+    q, k, v = inputs.q, inputs.k, inputs.v
+    with torch.no_grad():
+        choices = op.choose(q, k, v, **inputs.ungated) if any(each.choices for each in pattern.branches) else None
+        found = _check_choices(pattern, inputs, choices) if choices else []
+        out, lse = op(q, k, v, return_lse=True, **inputs.rest)
+        if not torch.equal(out, op(q, k, v, **inputs.rest)):
+            found.append(Mismatch("repeat", (), 1.0, 0.0, "two runs differ"))
+        if tokens <= 1000:
+            found += _check_mask(pattern, op, dtype, tokens, sizes)
+        pattern, options, wrong = give_slots(op, k, v, inputs.rest)
+        found += wrong
+        expected, expected_lse = reference.attend(pattern, q, k, v, choices=choices, return_lse=True, **options)
+        baseline = reference.attend(pattern, q, k, v, choices=choices, dtype=q.dtype, **options)
+        found += check_rows(out, expected, baseline)
+        for name in lse if isinstance(lse, dict) else ("",):
+            found += check_lse(*(each[name] if name else each for each in (lse, expected_lse)))
+    return [str(each) for each in found]
+
+
+def _check_choices(pattern: Pattern, inputs: Inputs, choices: dict[str, Tensor]) -> list[Mismatch]:
+    """Choices as sets. The margin covers slots that are rounded to the inputs' dtype before they are scored."""
+    ranks = reference.ranking(pattern, inputs.q, inputs.k, inputs.v, **inputs.ungated)
+    margin = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}[inputs.q.dtype]
+    counts = {each.name: each.count for branch in pattern.branches for each in branch.choices}
+    return [found for name, rank in ranks.items() for found in check_choice(choices[name], rank, counts[name] or 0, margin=margin)]
+
+
+def _check_mask(pattern: Pattern, op: AttentionOp, dtype: str, tokens: int, sizes: Sizes) -> list[Mismatch]:
+    probe = probe_inputs(pattern, batch=1, heads=sizes.heads, kv_heads=sizes.kv_heads, n=tokens, dtype=TORCH[dtype], device="cuda")
+    found: list[Mismatch] = []
+    for branch in dict.fromkeys(pattern.output.branches):
+        call = probe.arguments(branch)
+        ungated = {name: value for name, value in call.items() if name != "gates"}
+        choices = op.choose(probe.q, probe.k, probe.v, **ungated) if any(each.choices for each in pattern.branches) else None
+        out, lse = op(probe.q, probe.k, probe.v, choices=choices, return_lse=True, **call)
+        visible = reference.mask(pattern, tokens, sizes.heads, sizes.kv_heads, choices=choices, device="cuda")[branch]
+        found += check_probe(out, lse[branch] if isinstance(lse, dict) else lse, visible, probe.values(branch))
+    return found
+
+
+def check_long_nsa(pattern: Pattern, tokens: int, samples: int = 48) -> list[str]:
+    """NSA in the paper's shape at a length where nothing dense fits: sampled rows against the equations, in float64."""
+    heads, kv_heads, dim = 64, 4, 128
+    inputs = make_inputs(pattern, torch.bfloat16, tokens, Sizes(1, heads, kv_heads, dim, dim))
+    op = AttentionOp(pattern)
+    drawn = torch.randint(0, tokens, (samples,), generator=torch.Generator().manual_seed(1)).tolist()
+    found: list[Mismatch] = []
+    with torch.no_grad():
+        chosen = op.choose(inputs.q, inputs.k, inputs.v, **inputs.ungated)["selected"]
+        out, lse = op(inputs.q, inputs.k, inputs.v, return_lse=True, **inputs.rest)
+        memory = pattern.memories[0]
+        module = inputs.rest.get("compressors", {}).get(memory.name)
+        slots = op.compress(memory.name, inputs.k, inputs.v, compressor=module)
+        for row in sorted({*drawn, 0, 31, 63, 64, tokens // 2, tokens - 1}):
+            for kv_head in range(kv_heads):
+                group = slice(kv_head * heads // kv_heads, (kv_head + 1) * heads // kv_heads)
+                exact = literal_row(pattern, inputs, slots, chosen, row, kv_head, torch.float64)
+                rounded = literal_row(pattern, inputs, slots, chosen, row, kv_head, torch.bfloat16)
+                found += check_rows(out[0, group, row], exact.out, rounded.out, what=f"row {row}, KV head {kv_head}")
+                for name, value in exact.lse.items():
+                    found += check_lse(lse[name][0, group, row], value, what=f"lse {name}, row {row}")
+                found += check_choice(chosen[0, kv_head, row], exact.ranking, chosen.shape[-1], margin=1e-1)
+    return [str(each) for each in found]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LiteralRow:
+    """One query of one KV head. out: (group, d_v); lse: branch -> (group,); ranking: (blocks,)."""
+
+    out: Tensor
+    lse: dict[str, Tensor]
+    ranking: Tensor
+
+
+def literal_row(
+    pattern: Pattern, inputs: Inputs, slots: tuple[Tensor, Tensor], chosen: Tensor, row: int, kv_head: int, dtype: torch.dtype
+) -> LiteralRow:
+    """NSA's Eq. 5 to 12 for one query, in plain torch. chosen: the blocks to attend to; the ranking says which are best."""
+    memory, choice = pattern.memories[0], pattern.branch("selected").choices[0]
+    group = inputs.q.shape[1] // chosen.shape[1]
+    heads = slice(kv_head * group, (kv_head + 1) * group)
+    q = inputs.q[0, heads, row].to(dtype)
+    k, v = (each[0, kv_head] for each in (inputs.k, inputs.v))
+    seen = max(0, (row + 1 - memory.block) // memory.stride + 1)
+    blocks = chosen[0, kv_head, row]
+    tokens = (blocks[blocks >= 0][:, None] * choice.block + torch.arange(choice.block, device=q.device)).flatten()
+    first = max(0, row - dict(pattern.parameters)["w"] + 1)  # type: ignore[operator]
+    parts = {
+        "compressed": (slots[0][0, kv_head, :seen], slots[1][0, kv_head, :seen]),
+        "selected": tuple(each[tokens[tokens <= row]] for each in (k, v)),
+        "windowed": (k[first : row + 1], v[first : row + 1]),
+    }
+    gates = inputs.rest["gates"][0, heads, row].to(dtype).sigmoid()
+    out, lse, probabilities = torch.zeros(group, v.shape[-1], dtype=dtype, device=q.device), {}, torch.zeros(group, 0)
+    for n, name in enumerate(pattern.output.branches):
+        keys, values = (each.to(dtype) for each in parts[name])
+        logits = q @ keys.T * q.shape[-1] ** -0.5
+        lse[name] = logits.logsumexp(-1)
+        if name == "compressed":
+            probabilities = logits.to(torch.float64).softmax(-1)
+        if len(keys):
+            out += gates[:, n, None] * (logits.softmax(-1) @ values)
+    return LiteralRow(out, lse, _rank(probabilities.sum(0), memory.block, memory.stride, choice.block, row))
+
+
+def _rank(probability: Tensor, block: int, stride: int, chosen: int, row: int) -> Tensor:
+    """Eq. 9 by overlap length, the first block and the last two kept, later blocks out of reach."""
+    last = row // chosen
+    start = torch.arange(len(probability), device=probability.device)[:, None] * stride
+    begin = torch.arange(last + 1, device=probability.device)[None, :] * chosen
+    overlap = (torch.minimum(start + block, begin + chosen) - torch.maximum(start, begin)).clamp(min=0)
+    rank = probability @ (overlap / stride).to(probability.dtype)
+    rank[[0, last, max(0, last - 1)]] = torch.inf
+    return rank

@@ -1,0 +1,180 @@
+"""Compile a pattern's kernels for a card that is not there: what they need of it, before anyone runs them.
+
+A generated module runs on tensors without storage while its launches are recorded; every kernel is then compiled for each
+distinct launch.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from nsa_dsl.compiler import compile_source
+from nsa_dsl.execute import load_module
+from nsa_dsl.pattern import GivenIndices, GivenScores, Pattern
+from nsa_dsl.relation import SameDocument, walk
+from nsa_dsl.schedule import CARDS, LaunchShape
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+
+_TYPES = {
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.float32: "*fp32",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+_TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True, slots=True)
+class KernelReport:
+    """What one compiled kernel needs. shared: bytes of shared memory; limit: what the card allows; registers, spills: per
+    thread, None where the compiler does not tell."""
+
+    kernel: str
+    card: str
+    shared: int
+    limit: int
+    registers: int | None
+    spills: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedLaunch:
+    """One launch of a kernel: argument types by name, arguments that are multiples of 16, constants, Triton's options."""
+
+    kernel: Any
+    signature: tuple[tuple[str, str], ...]
+    aligned: tuple[str, ...]
+    constants: tuple[tuple[str, int], ...]
+    warps: int
+    stages: int
+
+
+def record_launches(
+    pattern: Pattern, shape: LaunchShape, *, tokens: int = 4096, heads: int = 16, kv_heads: int = 4
+) -> list[RecordedLaunch]:
+    """The distinct launches of one call: batch 1, `tokens` tokens, nothing computed."""
+    module = load_module(compile_source(pattern, shape), pattern.name)
+    launches: dict[RecordedLaunch, None] = {}
+
+    def record(kernel: Any, _: int, *arguments: Any, warps: int, stages: int, **constants: int) -> None:
+        names = [each for each in kernel.arg_names if each not in constants]
+        values = dict(zip(names, arguments, strict=True))
+        fixed = {name for name in kernel.do_not_specialize if isinstance(name, str)}
+        ones = {name: 1 for name, value in values.items() if isinstance(value, int) and value == 1 and name not in fixed}
+        types = tuple((name, _type_of(value)) for name, value in values.items() if name not in ones)
+        aligned = tuple(name for name, _ in types if name not in fixed and _is_aligned(values[name]))
+        launches[RecordedLaunch(kernel, types, aligned, (*constants.items(), *ones.items()), warps, stages)] = None
+
+    module.__dict__["_launch"] = record
+    q, k, v, rest = _arguments(pattern, shape, tokens, heads, kv_heads)
+    module.__dict__["run"](q, k, v, **rest)
+    return list(launches)
+
+
+def compile_launch(launch: RecordedLaunch, card: str) -> KernelReport:
+    """Compile one launch for a card of TARGETS. Raises what Triton raises when it cannot."""
+    constants = dict(launch.constants)
+    signature = {name: dict(launch.signature).get(name, "constexpr") for name in launch.kernel.arg_names}
+    place = {name: (n,) for n, name in enumerate(launch.kernel.arg_names)}
+    source = ASTSource(
+        launch.kernel,
+        signature,
+        constexprs={place[name]: value for name, value in constants.items()},
+        attrs={place[name]: [["tt.divisibility", 16]] for name in launch.aligned},
+    )
+    compiled: Any = triton.compile(source, target=TARGETS[card], options={"num_warps": launch.warps, "num_stages": launch.stages})
+    registers, spills = _resources(compiled.asm["cubin"]) if "cubin" in compiled.asm else (None, None)
+    return KernelReport(launch.kernel.__name__, card, compiled.metadata.shared, CARDS[card].shared_memory, registers, spills)
+
+
+def compile_ahead(pattern: Pattern, card: str, shape: LaunchShape | None = None) -> list[KernelReport]:
+    """Compile every kernel of a pattern for a card, with tiles chosen for that card."""
+    wanted = replace(shape or LaunchShape(), card=card)
+    return [compile_launch(each, card) for each in record_launches(pattern, wanted)]
+
+
+def _type_of(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return _TYPES[value.dtype]
+    if isinstance(value, float):
+        return "fp32"
+    return "i32" if -(2**31) <= value < 2**31 else "i64"
+
+
+def _is_aligned(value: Any) -> bool:
+    """Whether a launch would tell the compiler that the argument is a multiple of 16."""
+    return isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0)
+
+
+def _arguments(pattern: Pattern, shape: LaunchShape, tokens: int, heads: int, kv_heads: int) -> tuple[Any, Any, Any, dict[str, Any]]:
+    dtype = _TORCH[shape.dtype]
+
+    def tensor(*size: int, of: torch.dtype = dtype) -> torch.Tensor:
+        return torch.empty(*size, dtype=of, device="meta")
+
+    def per_branch(*size: int) -> Any:
+        return {each.name: tensor(*size) for each in pattern.branches} if pattern.kv_per_branch else tensor(*size)
+
+    units = {"group": kv_heads, "head": heads, "all": 1}
+    made = [choice for branch in pattern.branches for choice in branch.choices]
+    rest: dict[str, Any] = {
+        "gates": tensor(1, heads, tokens, len(pattern.output.branches)),
+        "weights": {
+            each.name: (tensor(kv_heads, each.block), tensor(kv_heads, each.block)) for each in pattern.memories if each.by == "weighted"
+        },
+        "compressors": {each.name: _mean_of_blocks for each in pattern.memories if each.by == "mlp"},
+        "scores": {
+            each.name: tensor(1, units[each.share], -(-tokens // each.every), -(-tokens // each.block), of=torch.float32)
+            for each in made
+            if isinstance(each.score, GivenScores)
+        },
+        "indices": {
+            each.name: tensor(1, units[each.share], -(-tokens // each.every), each.count or 0, of=torch.int32)
+            for each in made
+            if isinstance(each.score, GivenIndices)
+        },
+        "sinks": {each.name: tensor(heads, of=torch.float32) for each in pattern.branches if each.sink},
+    }
+    if any(isinstance(node, SameDocument) for branch in pattern.branches for node in walk(branch.where)):
+        rest["documents"] = tensor(tokens, of=torch.int32)
+    return (
+        tensor(1, heads, tokens, shape.dim_qk),
+        per_branch(1, kv_heads, tokens, shape.dim_qk),
+        per_branch(1, kv_heads, tokens, shape.dim_v),
+        rest,
+    )
+
+
+def _mean_of_blocks(k_blocks: torch.Tensor, v_blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stands in for a compressor where only shapes matter."""
+    return k_blocks.mean(3), v_blocks.mean(3)
+
+
+def _resources(cubin: bytes) -> tuple[int | None, int | None]:
+    """Registers and spilled bytes a thread, as cuobjdump reads them; (None, None) without cuobjdump."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    if not tool.is_file():
+        return None, None
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        done = subprocess.run([str(tool), "-res-usage", file.name], capture_output=True, text=True, check=False)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", done.stdout)
+    return (int(found[1]), int(found[2])) if found else (None, None)
