@@ -1,6 +1,6 @@
 """The forward suite on a GPU: every example compiled for real and held to the dense reference, then timed beside its peers.
 
-    python benchmarks/forward.py [--out DIR] [--workers N] [--only NAME ...] [--skip-times] [--skip-checks]
+    python benchmarks/forward.py [--out DIR] [--workers N] [--only NAME ...] [--skip-times] [--skip-checks] [--long] [--commit HASH]
 
 Correctness first: each example, bf16/fp16/fp32, lengths 1 to 8,192, by the rules of `nsa_dsl.compare` and by the mask probe; NSA at
 65,536 on sampled rows. Then times: medians of CUDA events, L2 flushed before every run, random inputs, outputs poisoned by
@@ -89,9 +89,10 @@ def main() -> int:
     parser.add_argument("--skip-checks", action="store_true")
     parser.add_argument("--skip-times", action="store_true")
     parser.add_argument("--long", action="store_true", help="also NSA at 65,536 tokens, on sampled rows")
+    parser.add_argument("--commit", help="what is measured, where git cannot tell")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    report: dict[str, object] = {"machine": describe_machine()}
+    report: dict[str, object] = {"machine": describe_machine(options.commit)}
     outcomes = [] if options.skip_checks else run_checks(options.only, options.workers, tuple(options.lengths))
     if options.long:
         begin = time.perf_counter()

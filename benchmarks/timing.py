@@ -19,9 +19,11 @@ from nsa_dsl.pattern import Pattern
 HEADS, KV_HEADS, DIM = 64, 4, 128
 
 
-def describe_machine() -> dict[str, str]:
-    """Card, versions and commit."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+def describe_machine(commit: str | None) -> dict[str, str]:
+    """Card, versions and commit. commit: None asks git, which a copy without history cannot answer."""
+    if commit is None:
+        asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        commit = asked.stdout.strip() if asked.returncode == 0 else None
     return {
         "card": torch.cuda.get_device_name(),
         "torch": torch.__version__,

@@ -40,17 +40,6 @@ class Shared:
 
 
 @dataclass(frozen=True, slots=True)
-class Logits:
-    """What stands between products and logits. softcap: the cap; sink: a learned logit joins the denominator;
-    document: the visibility asks for documents."""
-
-    softcap: float | None
-    alibi: bool
-    sink: bool
-    document: bool
-
-
-@dataclass(frozen=True, slots=True)
 class StaticAttend:
     """attend_static.py.j2. mask: over rows, cols; key_position: the token position of a key, for alibi."""
 
@@ -216,7 +205,6 @@ class Module:
     """module.py.j2: a whole generated module. choices_end: how many launches it takes until every choice is made."""
 
     title: str
-    version: str
     quoted: tuple[str, ...]
     settings: tuple[str, ...]
     kernels: tuple[str, ...]

@@ -112,11 +112,6 @@ class BlockGraph:
         for producer, _, data in self._digraph.in_edges(name, data=True):
             yield producer, self.node(producer), data["payload"]
 
-    def outgoing(self, name: str) -> Iterator[tuple[str, Node, Edge]]:
-        """(consumer's name, consumer, edge) for everything that needs the node."""
-        for _, consumer, data in self._digraph.out_edges(name, data=True):
-            yield consumer, self.node(consumer), data["payload"]
-
     def order(self) -> list[str]:
         """Names, producers first, ties by name. Raises networkx.NetworkXUnfeasible when there is a cycle."""
         return list(networkx.lexicographical_topological_sort(self._digraph))
