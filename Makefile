@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest --quiet
-SPECS := $(wildcard examples/*.nsa) grammar/prelude.nsa
+SPECS := $(wildcard examples/*.nsa examples/train/*.nsa) grammar/prelude.nsa
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint fmt golden clean
@@ -15,7 +15,7 @@ SPECS := $(wildcard examples/*.nsa) grammar/prelude.nsa
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(READY) ## a spec, its picture, its kernels, run and compared with the reference
+demo: $(READY) ## a spec, its picture, its kernels, held to the reference, and a model that they train
 	@$(BIN)/nsa demo
 
 # Three processes: Triton decides once, when it is first imported, whether it interprets or compiles.

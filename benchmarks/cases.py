@@ -14,9 +14,11 @@ from nsa_dsl.compressors import MLPCompressor
 from nsa_dsl.mask_probe import check_probe, probe_inputs
 from nsa_dsl.op import AttentionOp
 from nsa_dsl.pattern import Pattern
+from nsa_dsl.verify.inputs import Inputs
 from nsa_dsl.verify.slots import give_slots
 
 TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+DTYPES = tuple(TORCH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,66 +44,74 @@ UNUSUAL = (
 )
 """Head ratios, head dimensions, and more rows of programs than a grid's second axis could hold."""
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Inputs:
-    """q, k, v and what else the pattern takes."""
-
-    q: Tensor
-    k: Any
-    v: Any
-    rest: dict[str, Any]
-
-    @property
-    def ungated(self) -> dict[str, Any]:
-        return {name: value for name, value in self.rest.items() if name != "gates"}
+LONG_NSA = Sizes(heads=64, kv_heads=4, dim_qk=128, dim_v=128)
+"""NSA in the shape of its paper."""
 
 
-def make_inputs(pattern: Pattern, dtype: torch.dtype, tokens: int, sizes: Sizes, seed: int = 0) -> Inputs:
-    """Random inputs on the current GPU; q, k and v are views of one packed tensor whose gaps hold NaN."""
-    generator = torch.Generator(device="cuda").manual_seed(seed)
+def ungated(inputs: Inputs) -> dict[str, Any]:
+    """The keyword arguments that choosing takes."""
+    return {name: value for name, value in inputs.options.items() if name != "gates"}
 
-    def packed(count: int, dim: int) -> Tensor:
-        whole = torch.full((sizes.batch, tokens, count, dim + 16), float("nan"), dtype=dtype, device="cuda")
-        whole[..., :dim] = torch.randn(sizes.batch, tokens, count, dim, generator=generator, device="cuda").to(dtype)
-        return whole[..., :dim].transpose(1, 2)
+
+def packed(shape: tuple[int, int, int, int], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Normal numbers (batch, heads, tokens, dim) on the generator's device: a view of a packed tensor whose gaps hold NaN."""
+    batch, heads, tokens, dim = shape
+    whole = torch.full((batch, tokens, heads, dim + 16), float("nan"), dtype=dtype, device=generator.device)
+    whole[..., :dim] = torch.randn(batch, tokens, heads, dim, generator=generator, device=generator.device).to(dtype)
+    return whole[..., :dim].transpose(1, 2)
+
+
+def make_inputs(pattern: Pattern, dtype: torch.dtype, tokens: int, sizes: Sizes, seed: int = 0, device: str = "cuda") -> Inputs:
+    """Random inputs; q, k and v are views of packed tensors whose gaps hold NaN."""
+    generator = torch.Generator(device=device).manual_seed(seed)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device=device).to(dtype)
 
     def per_branch(dim: int) -> Any:
+        shape = (sizes.batch, sizes.kv_heads, tokens, dim)
         return (
-            {each.name: packed(sizes.kv_heads, dim) for each in pattern.branches} if pattern.kv_per_branch else packed(sizes.kv_heads, dim)
+            {each.name: packed(shape, dtype, generator) for each in pattern.branches}
+            if pattern.kv_per_branch
+            else packed(shape, dtype, generator)
         )
 
-    rest: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if pattern.output.kind in ("gate", "mix"):
-        rest["gates"] = torch.randn(sizes.batch, sizes.heads, tokens, len(pattern.output.branches), generator=generator, device="cuda").to(
-            dtype
-        )
+        options["gates"] = drawn(sizes.batch, sizes.heads, tokens, len(pattern.output.branches))
     learned = [each for each in pattern.memories if each.by == "mlp"]
     if learned:
         torch.manual_seed(seed)
-        rest["compressors"] = {
-            each.name: MLPCompressor(each.block, sizes.dim_qk, sizes.dim_v).cuda().to(dtype).requires_grad_(False) for each in learned
+        options["compressors"] = {
+            each.name: MLPCompressor(each.block, sizes.dim_qk, sizes.dim_v).to(device, dtype).requires_grad_(False) for each in learned
         }
-    return Inputs(packed(sizes.heads, sizes.dim_qk), per_branch(sizes.dim_qk), per_branch(sizes.dim_v), rest)
+    weighted = [each for each in pattern.memories if each.by == "weighted"]
+    if weighted:
+        options["weights"] = {each.name: (drawn(sizes.kv_heads, each.block), drawn(sizes.kv_heads, each.block)) for each in weighted}
+    sinks = {each.name: drawn(sizes.heads) for each in pattern.branches if each.sink}
+    if sinks:
+        options["sinks"] = sinks
+    q = packed((sizes.batch, sizes.heads, tokens, sizes.dim_qk), dtype, generator)
+    return Inputs(q, per_branch(sizes.dim_qk), per_branch(sizes.dim_v), options)
 
 
-def check_example(pattern: Pattern, dtype: str, tokens: int, sizes: Sizes = USUAL) -> list[str]:
+def check_example(pattern: Pattern, dtype: str, tokens: int, sizes: Sizes = USUAL, device: str = "cuda") -> list[str]:
     """Rows, log-sum-exp, choices and the mask probe of one pattern at one length; what was refused, as text."""
     op = AttentionOp(pattern)
-    inputs = make_inputs(pattern, TORCH[dtype], tokens, sizes)
+    inputs = make_inputs(pattern, TORCH[dtype], tokens, sizes, device=device)
     q, k, v = inputs.q, inputs.k, inputs.v
     with torch.no_grad():
-        choices = op.choose(q, k, v, **inputs.ungated) if any(each.choices for each in pattern.branches) else None
+        choices = op.choose(q, k, v, **ungated(inputs)) if any(each.choices for each in pattern.branches) else None
         found = _check_choices(pattern, inputs, choices) if choices else []
-        out, lse = op(q, k, v, return_lse=True, **inputs.rest)
-        if not torch.equal(out, op(q, k, v, **inputs.rest)):
+        out, lse = op(q, k, v, return_lse=True, **inputs.options)
+        if not torch.equal(out, op(q, k, v, **inputs.options)):
             found.append(Mismatch("repeat", (), 1.0, 0.0, "two runs differ"))
         if tokens <= 1000:
-            found += _check_mask(pattern, op, dtype, tokens, sizes)
-        pattern, options, wrong = give_slots(op, k, v, inputs.rest)
+            found += _check_mask(pattern, op, dtype, tokens, sizes, device)
+        pattern, given, wrong = give_slots(op, k, v, inputs.options)
         found += wrong
-        expected, expected_lse = reference.attend(pattern, q, k, v, choices=choices, return_lse=True, **options)
-        baseline = reference.attend(pattern, q, k, v, choices=choices, dtype=q.dtype, **options)
+        expected, expected_lse = reference.attend(pattern, q, k, v, choices=choices, return_lse=True, **given)
+        baseline = reference.attend(pattern, q, k, v, choices=choices, dtype=q.dtype, **given)
         found += check_rows(out, expected, baseline)
         for name in lse if isinstance(lse, dict) else ("",):
             found += check_lse(*(each[name] if name else each for each in (lse, expected_lse)))
@@ -110,43 +120,45 @@ def check_example(pattern: Pattern, dtype: str, tokens: int, sizes: Sizes = USUA
 
 def _check_choices(pattern: Pattern, inputs: Inputs, choices: dict[str, Tensor]) -> list[Mismatch]:
     """Choices as sets. The margin covers slots that are rounded to the inputs' dtype before they are scored."""
-    ranks = reference.ranking(pattern, inputs.q, inputs.k, inputs.v, **inputs.ungated)
+    ranks = reference.ranking(pattern, inputs.q, inputs.k, inputs.v, **ungated(inputs))
     margin = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}[inputs.q.dtype]
     counts = {each.name: each.count for branch in pattern.branches for each in branch.choices}
     return [found for name, rank in ranks.items() for found in check_choice(choices[name], rank, counts[name] or 0, margin=margin)]
 
 
-def _check_mask(pattern: Pattern, op: AttentionOp, dtype: str, tokens: int, sizes: Sizes) -> list[Mismatch]:
-    probe = probe_inputs(pattern, batch=1, heads=sizes.heads, kv_heads=sizes.kv_heads, n=tokens, dtype=TORCH[dtype], device="cuda")
+def _check_mask(pattern: Pattern, op: AttentionOp, dtype: str, tokens: int, sizes: Sizes, device: str) -> list[Mismatch]:
+    probe = probe_inputs(pattern, batch=1, heads=sizes.heads, kv_heads=sizes.kv_heads, n=tokens, dtype=TORCH[dtype], device=device)
     found: list[Mismatch] = []
     for branch in dict.fromkeys(pattern.output.branches):
         call = probe.arguments(branch)
         ungated = {name: value for name, value in call.items() if name != "gates"}
         choices = op.choose(probe.q, probe.k, probe.v, **ungated) if any(each.choices for each in pattern.branches) else None
         out, lse = op(probe.q, probe.k, probe.v, choices=choices, return_lse=True, **call)
-        visible = reference.mask(pattern, tokens, sizes.heads, sizes.kv_heads, choices=choices, device="cuda")[branch]
+        visible = reference.mask(pattern, tokens, sizes.heads, sizes.kv_heads, choices=choices, device=device)[branch]
         found += check_probe(out, lse[branch] if isinstance(lse, dict) else lse, visible, probe.values(branch))
     return found
 
 
-def check_long_nsa(pattern: Pattern, tokens: int, samples: int = 48) -> list[str]:
+def check_long_nsa(
+    pattern: Pattern, dtype: str, tokens: int, sizes: Sizes = LONG_NSA, samples: int = 48, device: str = "cuda"
+) -> list[str]:
     """NSA in the paper's shape at a length where nothing dense fits: sampled rows against the equations, in float64."""
-    heads, kv_heads, dim = 64, 4, 128
-    inputs = make_inputs(pattern, torch.bfloat16, tokens, Sizes(1, heads, kv_heads, dim, dim))
+    heads, kv_heads = sizes.heads, sizes.kv_heads
+    inputs = make_inputs(pattern, TORCH[dtype], tokens, sizes, device=device)
     op = AttentionOp(pattern)
     drawn = torch.randint(0, tokens, (samples,), generator=torch.Generator().manual_seed(1)).tolist()
     found: list[Mismatch] = []
     with torch.no_grad():
-        chosen = op.choose(inputs.q, inputs.k, inputs.v, **inputs.ungated)["selected"]
-        out, lse = op(inputs.q, inputs.k, inputs.v, return_lse=True, **inputs.rest)
+        chosen = op.choose(inputs.q, inputs.k, inputs.v, **ungated(inputs))["selected"]
+        out, lse = op(inputs.q, inputs.k, inputs.v, return_lse=True, **inputs.options)
         memory = pattern.memories[0]
-        module = inputs.rest.get("compressors", {}).get(memory.name)
+        module = inputs.options.get("compressors", {}).get(memory.name)
         slots = op.compress(memory.name, inputs.k, inputs.v, compressor=module)
         for row in sorted({*drawn, 0, 31, 63, 64, tokens // 2, tokens - 1}):
             for kv_head in range(kv_heads):
                 group = slice(kv_head * heads // kv_heads, (kv_head + 1) * heads // kv_heads)
                 exact = literal_row(pattern, inputs, slots, chosen, row, kv_head, torch.float64)
-                rounded = literal_row(pattern, inputs, slots, chosen, row, kv_head, torch.bfloat16)
+                rounded = literal_row(pattern, inputs, slots, chosen, row, kv_head, inputs.q.dtype)
                 found += check_rows(out[0, group, row], exact.out, rounded.out, what=f"row {row}, KV head {kv_head}")
                 for name, value in exact.lse.items():
                     found += check_lse(lse[name][0, group, row], value, what=f"lse {name}, row {row}")
@@ -181,7 +193,7 @@ def literal_row(
         "selected": tuple(each[tokens[tokens <= row]] for each in (k, v)),
         "windowed": (k[first : row + 1], v[first : row + 1]),
     }
-    gates = inputs.rest["gates"][0, heads, row].to(dtype).sigmoid()
+    gates = inputs.options["gates"][0, heads, row].to(dtype).sigmoid()
     out, lse, probabilities = torch.zeros(group, v.shape[-1], dtype=dtype, device=q.device), {}, torch.zeros(group, 0)
     for n, name in enumerate(pattern.output.branches):
         keys, values = (each.to(dtype) for each in parts[name])

@@ -22,15 +22,15 @@ from nsa_dsl.relation import (
     rewrite,
     walk,
 )
-from nsa_dsl.schedule import ChooseStep, ChosenStep, StaticStep, monotone
+from nsa_dsl.schedule import ChooseStep, ChosenStep, LaunchShape, StaticStep, monotone
 from nsa_dsl.terms import MOST_TOKENS
-from nsa_dsl.tiles import Piece, tile_pieces
+from nsa_dsl.tiles import Piece, Side, tiling
 
 SCALARS = {"tile": "tile", "N": "n_tokens", "h": "head", "heads": "heads", "kv_heads": "kv_heads"}
 """How a kernel calls the symbols that are one number for the whole program."""
 
-KEY_TILES = (0, MOST_TOKENS // 16)
-"""The range of a key tile's index: a tile has at least 16 keys."""
+TILES = (0, MOST_TOKENS // 16)
+"""The range of a tile's index: a tile has at least 16 positions."""
 
 MOST_LOOPS = 3
 """More loops of one kind than this become one loop over pieces, so that the kernel's body does not grow with the relation."""
@@ -48,36 +48,41 @@ def has_document(condition: Condition) -> bool:
     return any(isinstance(each, SameDocument) for each in walk(condition))
 
 
-def print_walks(relation: Condition, rows: int, cols: int, keys: Term, all_partial: bool = False) -> tuple[ctx.Walk, ...]:
-    """The loops over the key tiles that a query tile needs: full tiles first, then partial ones."""
+def print_walks(
+    relation: Condition, rows: int, cols: int, keys: Term, all_partial: bool = False, over: Side = "keys"
+) -> tuple[ctx.Walk, ...]:
+    """The loops over the key tiles that a query tile needs, or over the query tiles that need a key tile: full tiles first, then
+    partial ones. over: which side the loops run over."""
     document = has_document(relation)
-    pieces = tile_pieces(rewrite(relation, {}, {SameDocument(): FULL}), rows, cols, keys=keys)
+    pieces = tiling(rewrite(relation, {}, {SameDocument(): FULL}), rows, cols, keys=keys, over=over).pieces
     full = tuple(each for each in pieces if each.full and not document and not all_partial)
     partial = tuple(each for each in pieces if each not in full)
+    index = "key_tile" if over == "keys" else "query_tile"
     walks = (
-        _print_group("Full tiles: every pair is visible, no mask.", True, full),
-        _print_group("Partial tiles: masked.", False, partial),
+        _print_group("Full tiles: every pair is visible, no mask.", True, full, index),
+        _print_group("Partial tiles: masked.", False, partial, index),
     )
     return tuple(each for group in walks for each in group)
 
 
-def _print_group(note: str, full: bool, pieces: Sequence[Piece]) -> tuple[ctx.Walk, ...]:
-    plain = tuple(_print_piece(each, full) for each in pieces if each.inner is None)
-    guarded = tuple(_print_piece(each, full) for each in pieces if each.inner is not None)
+def _print_group(note: str, full: bool, pieces: Sequence[Piece], index: str) -> tuple[ctx.Walk, ...]:
+    plain = tuple(_print_piece(each, full, index) for each in pieces if each.inner is None)
+    guarded = tuple(_print_piece(each, full, index) for each in pieces if each.inner is not None)
     groups = [ctx.Walk(note, full, len(plain) > MOST_LOOPS, plain)] if plain else []
     if guarded:
         groups.append(ctx.Walk(note, full, False, guarded))
     return tuple(groups)
 
 
-def _print_piece(piece: Piece, full: bool) -> ctx.PieceText:
-    """full: print it without masks; a piece that is full in the relation may still have to be masked by documents."""
+def _print_piece(piece: Piece, full: bool, index: str) -> ctx.PieceText:
+    """full: print it without masks; a piece that is full in the relation may still have to be masked by documents. index: how the
+    kernel calls the loop's tile."""
 
     def term(value: Term) -> str:
         return print_term(value, SCALARS, {})
 
     def condition(value: Condition | None, names: dict[str, str]) -> str | None:
-        return None if value is None else print_condition(value, names, {"j": KEY_TILES})
+        return None if value is None else print_condition(value, names, {"j": TILES})
 
     return ctx.PieceText(
         low=term(piece.low),
@@ -85,7 +90,7 @@ def _print_piece(piece: Piece, full: bool) -> ctx.PieceText:
         step=piece.step,
         full=full,
         guard=condition(piece.guard, SCALARS),
-        inner=condition(piece.inner, {**SCALARS, "j": "key_tile"}),
+        inner=condition(piece.inner, {**SCALARS, "j": index}),
     )
 
 
@@ -249,7 +254,14 @@ def computes_scores(choice: Choice) -> bool:
     return not isinstance(choice.score, GivenScores | GivenIndices)
 
 
-def shared(branches: Sequence[Branch]) -> ctx.Shared:
-    """Which device functions the branches need."""
+def shared(branches: Sequence[Branch], shape: LaunchShape, gradient: bool = False) -> ctx.Shared:
+    """What the kernels of these branches share. gradient: the kernels of the backward pass."""
     several = any(len(each.choices) > 1 or not all(monotone(each.where, one.name) for one in each.choices) for each in branches)
-    return ctx.Shared(any(each.softcap is not None for each in branches), any(each.bias == "alibi" for each in branches), several)
+    return ctx.Shared(
+        gradient=gradient,
+        lists=gradient and several,
+        acc="float64" if shape.dtype == "fp64" else "float32",
+        softcap=any(each.softcap is not None for each in branches),
+        alibi=any(each.bias == "alibi" for each in branches),
+        members=several,
+    )

@@ -32,8 +32,11 @@ class Walk:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """Which of the shared device functions a module needs."""
+    """What the kernels of a module share. acc: the type of sums, float32 or float64; the others: which device functions they need."""
 
+    gradient: bool
+    lists: bool
+    acc: str
     softcap: bool
     alibi: bool
     members: bool

@@ -18,11 +18,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from nsa_dsl.compiler import compile_source
+from nsa_dsl.compiler import compile_backward, compile_source
 from nsa_dsl.execute import load_module
 from nsa_dsl.pattern import GivenIndices, GivenScores, Pattern
 from nsa_dsl.relation import SameDocument, walk
 from nsa_dsl.schedule import CARDS, LaunchShape
+from nsa_dsl.signature import sign
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -67,10 +68,10 @@ class RecordedLaunch:
 
 
 def record_launches(
-    pattern: Pattern, shape: LaunchShape, *, tokens: int = 4096, heads: int = 16, kv_heads: int = 4
+    pattern: Pattern, shape: LaunchShape, *, tokens: int = 4096, heads: int = 16, kv_heads: int = 4, backward: bool = False
 ) -> list[RecordedLaunch]:
-    """The distinct launches of one call: batch 1, `tokens` tokens, nothing computed."""
-    module = load_module(compile_source(pattern, shape), pattern.name)
+    """The distinct launches of one call: batch 1, `tokens` tokens, nothing computed. backward: and those of its gradients, of every
+    input, for a loss of the output alone and for one that uses the log-sum-exps too."""
     launches: dict[RecordedLaunch, None] = {}
 
     def record(kernel: Any, _: int, *arguments: Any, warps: int, stages: int, **constants: int) -> None:
@@ -82,9 +83,20 @@ def record_launches(
         aligned = tuple(name for name, _ in types if name not in fixed and _is_aligned(values[name]))
         launches[RecordedLaunch(kernel, types, aligned, (*constants.items(), *ones.items()), warps, stages)] = None
 
-    module.__dict__["_launch"] = record
+    def recording(source: str) -> dict[str, Any]:
+        module = vars(load_module(source, pattern.name))
+        module["_launch"] = record
+        return module
+
     q, k, v, rest = _arguments(pattern, shape, tokens, heads, kv_heads)
-    module.__dict__["run"](q, k, v, **rest)
+    out, lse, chosen, slots, branches = recording(compile_source(pattern, shape))["run"](q, k, v, **rest)
+    if backward:
+        signature, run_backward = sign(pattern), recording(compile_backward(pattern, shape))["run_backward"]
+        inputs = {name: each for name, each in rest.items() if name in ("gates", "weights", "documents", "sinks")}
+        wanted = tuple(name for name in signature.inputs if name in signature.differentiable)
+        outs = {"merge": out} if signature.kind == "merge" else branches
+        for grad_lse in (dict[str, torch.Tensor](), lse):
+            run_backward(torch.empty_like(out), grad_lse, q, k, v, outs, lse, slots=slots, chosen=chosen, wanted=wanted, **inputs)
     return list(launches)
 
 
@@ -104,10 +116,10 @@ def compile_launch(launch: RecordedLaunch, card: str) -> KernelReport:
     return KernelReport(launch.kernel.__name__, card, compiled.metadata.shared, CARDS[card].shared_memory, registers, spills)
 
 
-def compile_ahead(pattern: Pattern, card: str, shape: LaunchShape | None = None) -> list[KernelReport]:
-    """Compile every kernel of a pattern for a card, with tiles chosen for that card."""
+def compile_ahead(pattern: Pattern, card: str, shape: LaunchShape | None = None, *, backward: bool = True) -> list[KernelReport]:
+    """Compile every kernel of a pattern for a card, with tiles chosen for that card. backward: those of its gradients as well."""
     wanted = replace(shape or LaunchShape(), card=card)
-    return [compile_launch(each, card) for each in record_launches(pattern, wanted)]
+    return [compile_launch(each, card) for each in record_launches(pattern, wanted, backward=backward)]
 
 
 def _type_of(value: Any) -> str:

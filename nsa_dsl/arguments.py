@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -13,7 +14,8 @@ from nsa_dsl.relation import SameDocument, walk
 from nsa_dsl.schedule import Dtype
 
 PerBranch: TypeAlias = torch.Tensor | Mapping[str, torch.Tensor]
-DTYPES: dict[torch.dtype, Dtype] = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+DTYPES: dict[torch.dtype, Dtype] = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
+"""Element types of q, k and v; float64 only where Triton interprets the kernels."""
 
 MOST_HEADS = 4096
 """Relations over heads are printed for head numbers below this (`codegen.expressions`)."""
@@ -47,10 +49,6 @@ class Arguments:
     choices: Mapping[str, torch.Tensor] | None
     cu_seqlens: torch.Tensor | None
     sinks: Mapping[str, torch.Tensor] | None
-
-    def for_kernels(self) -> dict[str, object]:
-        """The arguments that a generated module takes as they are."""
-        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "cu_seqlens"}
 
 
 def check_arguments(pattern: Pattern, q: torch.Tensor, k: PerBranch, v: PerBranch, given: Arguments, *, gated: bool = True) -> Shape:
@@ -89,6 +87,8 @@ def _check_qkv(pattern: Pattern, q: torch.Tensor, k: PerBranch, v: PerBranch) ->
         raise ArgumentError(f"q: expected a tensor (batch, heads, tokens, d_qk), got {_describe(q)}")
     if q.dtype not in DTYPES:
         raise ArgumentError(f"q: expected bfloat16, float16 or float32, got {q.dtype}")
+    if q.dtype == torch.float64 and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ArgumentError("q: expected bfloat16, float16 or float32, got torch.float64, which runs under TRITON_INTERPRET=1 only")
     batch, heads, tokens, dim_qk = q.shape
     names = [each.name for each in pattern.branches]
     keys, values = _per_branch("k", k, pattern, names), _per_branch("v", v, pattern, names)
@@ -195,16 +195,14 @@ def choice_shape(choice: Choice, shape: Shape, last: int) -> tuple[int, ...]:
     return (shape.batch, units, -(-shape.tokens // (choice.every * choice.queries)), last)
 
 
-def check_blocks(pattern: Pattern, shape: Shape, given: Arguments) -> None:
+def check_blocks(pattern: Pattern, tokens: int, indices: PerBranch | None, choices: Mapping[str, torch.Tensor] | None) -> None:
     """Refuse chosen blocks that do not exist. Waits for the device. Raises ArgumentError."""
     for name, choice in _choices(pattern).items():
-        n_blocks = -(-shape.tokens // choice.block)
-        for label, source in (("indices", given.indices), ("choices", given.choices)):
+        n_blocks = -(-tokens // choice.block)
+        for label, source in (("indices", indices), ("choices", choices)):
             tensor = source.get(name) if isinstance(source, Mapping) else source
             if tensor is not None and isinstance(choice.score, GivenIndices) | (label == "choices") and bool((tensor >= n_blocks).any()):
-                raise ArgumentError(
-                    f"{label}: block {int(tensor.max())} of choice {name} is out of range: {shape.tokens} tokens make {n_blocks}"
-                )
+                raise ArgumentError(f"{label}: block {int(tensor.max())} of choice {name} is out of range: {tokens} tokens make {n_blocks}")
 
 
 def _check_documents(pattern: Pattern, shape: Shape, q: torch.Tensor, cu_seqlens: torch.Tensor) -> None:

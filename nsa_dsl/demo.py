@@ -1,11 +1,12 @@
-"""The demonstration: two specs from text to kernels, and the kernels held to the dense reference on real text."""
+"""The demonstration: two specs from text to kernels, the kernels held to the dense reference on real text, and a model that they train."""
 
 from __future__ import annotations
 
 import math
+import statistics
 import sysconfig
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,10 +18,14 @@ from torch import Tensor
 from nsa_dsl.compare import Mismatch
 from nsa_dsl.compiler import compile_source
 from nsa_dsl.compressors import make_modules
+from nsa_dsl.examples.train.data import read_library
+from nsa_dsl.examples.train.model import Config
+from nsa_dsl.examples.train.train import Options, make_model, train
 from nsa_dsl.loader import load_spec
 from nsa_dsl.op import AttentionOp
 from nsa_dsl.pattern import Pattern
 from nsa_dsl.picture import Frame, draw_pattern
+from nsa_dsl.program import load
 from nsa_dsl.schedule import Dtype
 from nsa_dsl.verify import describe, patterns_to_try, use_device
 from nsa_dsl.verify.cases import Case
@@ -48,18 +53,53 @@ class Scale:
     dtype: Dtype
 
 
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """How large a model a device trains in a minute. layers: of the spec's model, from the first on; parameters: of the model."""
+
+    layers: int
+    config: Config
+    options: Options
+    parameters: dict[str, int] = field(default_factory=dict)
+
+
 ON_GPU = Scale(tokens=4096, heads=32, kv_heads=2, d_qk=192, d_v=128, dtype="bf16")
 ON_CPU = Scale(tokens=256, heads=4, kv_heads=1, d_qk=24, d_v=16, dtype="fp32")
 
+MODEL = "alternating"
+"""The model that is trained, and its spec in examples/train."""
 
-def run_demo(console: Console, *, folder: Path = EXAMPLES, device: torch.device | str | None = None, scale: Scale | None = None) -> bool:
-    """Show nsa.nsa and asa.nsa as text, picture and kernels, then run the kernels on text and compare; True if all agree.
+LESSON_ON_GPU = Lesson(4, Config(), Options(steps=100))
+LESSON_ON_CPU = Lesson(
+    2,
+    Config(dim=32, heads=2, kv_heads=1, head_dim=16, hidden=64),
+    Options(steps=20, context=64, rate=1e-2, warmup=4, half=False),
+    {"w": 16, "b": 8, "n": 3},
+)
+
+SEEN = 1_000_000
+"""Bytes of the library that are read for training; a minute sees fewer."""
+
+LEVELS = "▁▂▃▄▅▆▇█"
+
+
+def run_demo(
+    console: Console,
+    *,
+    folder: Path = EXAMPLES,
+    device: torch.device | str | None = None,
+    scale: Scale | None = None,
+    lesson: Lesson | None = None,
+) -> bool:
+    """Show nsa.nsa and asa.nsa as text, picture and kernels, run the kernels on text and compare, and train a language model with kernels;
+    True if all agree and the model learned.
 
     With a GPU: the papers' parameters and thousands of tokens. Without: Triton's interpreter, a few hundred tokens and, so that they show
     at that length, smaller parameters. folder: where the specs lie. Raises SpecError, OSError.
     """
     place = use_device(device)
     scale = scale or (ON_GPU if place.type == "cuda" else ON_CPU)
+    lesson = lesson or (LESSON_ON_GPU if place.type == "cuda" else LESSON_ON_CPU)
     where = torch.cuda.get_device_name(place) if place.type == "cuda" else "no GPU here: Triton's interpreter, with smaller parameters"
     text = read_text(scale.tokens)
     agreed = True
@@ -70,7 +110,8 @@ def run_demo(console: Console, *, folder: Path = EXAMPLES, device: torch.device 
             agreed &= _hold_to_reference(console, group[0], text, scale, place)
     verdict = "all kernels agree with the dense reference" if agreed else "some kernels DISAGREE with the dense reference"
     console.print(Text(verdict, style="bold green" if agreed else "bold red"))
-    return agreed
+    learned = _teach(console, folder / "train" / f"{MODEL}.nsa", lesson, place)
+    return agreed and learned
 
 
 def _show_spec(console: Console, path: Path) -> None:
@@ -101,6 +142,37 @@ def _hold_to_reference(console: Console, pattern: Pattern, text: bytes, scale: S
         seen = check_visibility(op, case, device)
     _say(console, f"  the exact set of keys of every row {_outcome(seen)} ({time.perf_counter() - started:.1f} s)\n")
     return not found and not seen
+
+
+def _teach(console: Console, path: Path, lesson: Lesson, device: torch.device) -> bool:
+    """Whether a language model's loss falls when the kernels of a spec compute its attention and its gradient; said with its curve."""
+    options = lesson.options
+    layers = list(load(path).model(MODEL, **lesson.parameters))[: lesson.layers]
+    model = make_model(layers, lesson.config, options, "kernels", device)
+    size = sum(each.numel() for each in model.parameters())
+    _title(
+        console, f"\n{path.name}: a byte-level language model of {len(layers)} layers learns from the library's text, through these kernels"
+    )
+    _say(console, f"{size:,} parameters, {options.steps} steps of {options.batch * options.context:,} bytes: training ...")
+    started, losses = time.perf_counter(), []
+    with console.status("training"):
+        for step in train(model, read_library(most=SEEN), options):
+            losses.append(step.loss)
+    # Every step sees other text: single losses differ by more than a step's progress.
+    last = statistics.fmean(losses[-3:])
+    learned = last < losses[0]
+    _say(console, f"  {draw_curve(losses)}  ({time.perf_counter() - started:.1f} s)")
+    verdict = f"loss {losses[0]:.3f} at first, {last:.3f} at last, in nats a byte"
+    console.print(Text(verdict if learned else f"{verdict}: NOTHING LEARNED", style="bold green" if learned else "bold red"))
+    return learned
+
+
+def draw_curve(losses: list[float], width: int = 40) -> str:
+    """Losses as bars in one line, highest for the greatest, each the mean of neighbouring steps if there are more than `width`."""
+    step = -(-len(losses) // width)
+    means = [statistics.fmean(losses[start : start + step]) for start in range(0, len(losses), step)]
+    low, span = min(means), max(means) - min(means) or 1.0
+    return "".join(LEVELS[round((each - low) / span * (len(LEVELS) - 1))] for each in means)
 
 
 def _outcome(found: list[Mismatch]) -> str:

@@ -18,14 +18,21 @@ from nsa_dsl.graph import (
     AttendNode,
     BlockGraph,
     ChoiceEdge,
+    CombineGradNode,
     CombineNode,
+    CompressGradNode,
     CompressNode,
+    CotangentNode,
     Edge,
+    GradientNode,
     ImportanceNode,
     InputNode,
+    InverseChoiceEdge,
+    KeyGradNode,
     Node,
     OutputNode,
     PointwiseEdge,
+    QueryGradNode,
     SelectNode,
     StaticEdge,
 )
@@ -47,6 +54,12 @@ _SHAPES = {
     "select": "diamond",
     "combine": "box",
     "output": "ellipse",
+    "cotangent": "ellipse",
+    "combine_gradient": "box",
+    "query_gradient": "box",
+    "key_gradient": "box",
+    "compress_gradient": "box",
+    "gradient": "ellipse",
 }
 
 
@@ -84,12 +97,12 @@ def to_dot(graph: BlockGraph) -> str:
         shape = _SHAPES[str(describe_node(node)["kind"])]
         lines.append(f"    {_quote(name)} [shape = {shape}, label = {_quote(_node_label(name, node))}]")
     for producer, consumer, edge in _ordered_edges(graph):
-        style = ", style = dashed" if isinstance(edge, ChoiceEdge) else ""
+        style = ", style = dashed" if isinstance(edge, ChoiceEdge | InverseChoiceEdge) else ""
         lines.append(f"    {_quote(producer)} -> {_quote(consumer)} [label = {_quote(_edge_label(edge))}{style}]")
     return "\n".join([*lines, "}", ""])
 
 
-def integer_set(edge: StaticEdge | ChoiceEdge, context: isl.Context) -> isl.Set:
+def integer_set(edge: StaticEdge | ChoiceEdge | InverseChoiceEdge, context: isl.Context) -> isl.Set:
     """{ [i, j] }: the units i of the consumer that need (of a choice: may need) unit j of the producer, as far as both begin inside
     the sequence; symbolic in N, h, heads and kv_heads. Raises isl.Error beyond the context's limit.
     """
@@ -98,6 +111,8 @@ def integer_set(edge: StaticEdge | ChoiceEdge, context: isl.Context) -> isl.Set:
             pass
         case ChoiceEdge(_, relation, _, producer_unit):
             consumer_unit = 1
+        case InverseChoiceEdge(_, relation, _, consumer_unit):
+            producer_unit = 1
         case _:
             assert_never(edge)
     starts = Scale(consumer_unit, Var("i")), Scale(producer_unit, Var("j"))
@@ -112,14 +127,8 @@ def describe_node(node: Node) -> dict[str, Json]:
             return _present(kind="input", role=role, owner=owner)
         case CompressNode(memory, part, branch):
             return _present(kind="compress", memory=_plain(memory), part=part, branch=branch)
-        case AttendNode(branch, static_where, may_where, slot_where):
-            return _present(
-                kind="attend",
-                branch=_plain(branch),
-                static_where=format_condition(static_where),
-                may_where=format_condition(may_where),
-                slot_where=None if slot_where is None else format_condition(slot_where),
-            )
+        case AttendNode():
+            return _describe_attention("attend", node)
         case ImportanceNode(score, block, share, reduce, every, queries):
             return _present(
                 kind="importance", score=_plain(score), block=block, share=share, reduce=reduce, every=every, queries=queries
@@ -130,13 +139,35 @@ def describe_node(node: Node) -> dict[str, Json]:
             return _present(kind="combine", by=kind, branches=list(branches))
         case OutputNode():
             return _present(kind="output")
+        case CotangentNode(role, owner):
+            return _present(kind="cotangent", role=role, owner=owner)
+        case CombineGradNode(kind, branches):
+            return _present(kind="combine_gradient", by=kind, branches=list(branches))
+        case QueryGradNode():
+            return _describe_attention("query_gradient", node)
+        case KeyGradNode():
+            return _describe_attention("key_gradient", node)
+        case CompressGradNode(memory, part, branch):
+            return _present(kind="compress_gradient", memory=_plain(memory), part=part, branch=branch)
+        case GradientNode(role, owner, part):
+            return _present(kind="gradient", role=role, owner=owner, part=part)
         case _:
             assert_never(node)
 
 
+def _describe_attention(kind: str, node: AttendNode | QueryGradNode | KeyGradNode) -> dict[str, Json]:
+    return _present(
+        kind=kind,
+        branch=_plain(node.branch),
+        static_where=format_condition(node.static_where),
+        may_where=format_condition(node.may_where),
+        slot_where=None if node.slot_where is None else format_condition(node.slot_where),
+    )
+
+
 def describe_edge(edge: Edge) -> dict[str, Json]:
     """The edge's fields as JSON values, `kind` first."""
-    kinds = {StaticEdge: "static", ChoiceEdge: "choice", PointwiseEdge: "pointwise"}
+    kinds = {StaticEdge: "static", ChoiceEdge: "choice", InverseChoiceEdge: "inverse_choice", PointwiseEdge: "pointwise"}
     return {"kind": kinds[type(edge)], **{each.name: _plain(getattr(edge, each.name)) for each in fields(edge)}}
 
 
@@ -171,13 +202,15 @@ def _plain(value: Any) -> Json:
 
 def _node_label(name: str, node: Node) -> str:
     match node:
-        case InputNode() | OutputNode():
+        case InputNode() | OutputNode() | CotangentNode() | GradientNode():
             return name
-        case CompressNode(memory):
+        case CompressNode(memory) | CompressGradNode(memory):
             return f"{name}\nblock {memory.block}, stride {memory.stride}, by {memory.by}"
         case AttendNode(branch, _, _, slot_where):
             slots = () if slot_where is None else (f"slots: {format_condition(slot_where)}",)
             return "\n".join((name, format_condition(branch.where), *slots))
+        case QueryGradNode(_, _, relation, slot_where) | KeyGradNode(_, _, relation, slot_where):
+            return "\n".join((name, format_condition(relation if slot_where is None else slot_where)))
         case ImportanceNode(_, block, share):
             return f"{name}\nblock {block}, share {share}"
         case SelectNode(choice):
@@ -185,6 +218,8 @@ def _node_label(name: str, node: Node) -> str:
             return f"{name}\n{choice.rule} {amount}, block {choice.block}, share {choice.share}"
         case CombineNode(kind, branches):
             return f"{kind}\n{', '.join(branches)}"
+        case CombineGradNode(kind, branches):
+            return f"{name}\n{kind}\n{', '.join(branches)}"
         case _:
             assert_never(node)
 
@@ -194,7 +229,7 @@ def _edge_label(edge: Edge) -> str:
         case StaticEdge(relation, consumer_unit, producer_unit):
             units = "" if consumer_unit == producer_unit == 1 else f"\ni: {consumer_unit}, j: {producer_unit} tokens"
             return f"{format_condition(relation)}{units}"
-        case ChoiceEdge(choice, may, must, block):
+        case ChoiceEdge(choice, may, must, block) | InverseChoiceEdge(choice, may, must, block):
             return f"{choice}, {block}-blocks\nmay: {format_condition(may)}\nmust: {format_condition(must)}"
         case PointwiseEdge():
             return ""

@@ -4,6 +4,8 @@ A thin typed wrapper over `networkx.DiGraph`: the payload of a node or edge is o
 Graphs are frozen; passes build new ones. Which graphs are legal is written in `graph_rules`.
 
     q, k, v ──▶ compress ──▶ attend(compressed) ──▶ importance ──▶ select ──▶ attend(selected) ──▶ combine ──▶ output
+
+A gradient graph holds a forward graph whole and its transpose, from the cotangents to the gradient of each input.
 """
 
 from __future__ import annotations
@@ -14,18 +16,28 @@ import networkx
 
 from nsa_dsl.graph_nodes import (
     AttendNode,
+    BackwardNode,
     ChoiceEdge,
+    CombineGradNode,
     CombineNode,
+    CompressGradNode,
     CompressNode,
+    CotangentNode,
     Edge,
     Ends,
+    ForwardNode,
+    GradientNode,
+    GradientRole,
     ImportanceNode,
     InputNode,
+    InverseChoiceEdge,
+    KeyGradNode,
     Node,
     NodeType,
     OutputNode,
     Part,
     PointwiseEdge,
+    QueryGradNode,
     SelectNode,
     StaticEdge,
 )
@@ -33,20 +45,30 @@ from nsa_dsl.graph_rules import violations
 
 __all__ = [
     "AttendNode",
+    "BackwardNode",
     "BlockGraph",
     "ChoiceEdge",
+    "CombineGradNode",
     "CombineNode",
+    "CompressGradNode",
     "CompressNode",
+    "CotangentNode",
     "Edge",
     "Ends",
+    "ForwardNode",
+    "GradientNode",
+    "GradientRole",
     "GraphError",
     "ImportanceNode",
     "InputNode",
+    "InverseChoiceEdge",
+    "KeyGradNode",
     "Node",
     "NodeType",
     "OutputNode",
     "Part",
     "PointwiseEdge",
+    "QueryGradNode",
     "SelectNode",
     "StaticEdge",
 ]

@@ -1,38 +1,47 @@
 """Which block-dependency graphs are legal: an executable specification.
 
 Every rule yields one sentence a violation, names the node or edge, and looks at nothing it has not been given. The rules
-under a pass's name hold from that pass on.
+under a pass's name hold from that pass on. A gradient graph holds its forward graph whole, its one output included: the rules
+here hold for that part as they stand, and `gradient_rules` says what must stand beside it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from typing import TypeAlias, assert_never
+from collections.abc import Iterator, Mapping
+from typing import assert_never
 
 import networkx
 
+from nsa_dsl.gradient_rules import gradients_complete, gradients_read_what_they_need
 from nsa_dsl.graph_nodes import (
     AttendNode,
+    BackwardNode,
     ChoiceEdge,
+    CombineGradNode,
     CombineNode,
+    CompressGradNode,
     CompressNode,
+    CotangentNode,
     Edge,
-    Ends,
+    Edges,
+    ForwardNode,
+    GradientNode,
     ImportanceNode,
     InputNode,
+    InverseChoiceEdge,
+    KeyGradNode,
     Node,
+    Nodes,
     OutputNode,
     PointwiseEdge,
+    QueryGradNode,
+    Rule,
     SelectNode,
     StaticEdge,
 )
 from nsa_dsl.pattern import BranchScore, Compress, GivenIndices, GivenScores, IndexScore, PooledScore
 from nsa_dsl.relation import Condition, SameDocument, choices, symbols, walk
-
-Nodes: TypeAlias = Mapping[str, Node]
-Edges: TypeAlias = Mapping[Ends, Edge]
-Rule: TypeAlias = Callable[[Nodes, Edges], Iterator[str]]
 
 _STATIC, _CHOICE, _POINTWISE = (StaticEdge,), (ChoiceEdge,), (PointwiseEdge,)
 _EDGE_TYPES: Mapping[tuple[str, str], tuple[type, ...]] = {
@@ -87,11 +96,15 @@ def kind_of(node: Node) -> str:
             return "combine"
         case OutputNode():
             return "output"
+        case CotangentNode():
+            return "cotangent"
+        case CombineGradNode() | QueryGradNode() | KeyGradNode() | CompressGradNode() | GradientNode():
+            return "gradient"
         case _:
             assert_never(node)
 
 
-def _needs(node: Node) -> Counter[str]:
+def _needs(node: ForwardNode) -> Counter[str]:
     """How many producers of each kind the node must have."""
     match node:
         case InputNode():
@@ -146,6 +159,8 @@ def _acyclic(_: Nodes, edges: Edges) -> Iterator[str]:
 
 def _edge_types(nodes: Nodes, edges: Edges) -> Iterator[str]:
     for (producer, consumer), edge in edges.items():
+        if isinstance(nodes[consumer], BackwardNode):
+            continue  # gradient_rules says exactly what it reads
         kinds = kind_of(nodes[producer]), kind_of(nodes[consumer])
         allowed = _EDGE_TYPES.get(kinds)
         if allowed is None:
@@ -157,6 +172,8 @@ def _edge_types(nodes: Nodes, edges: Edges) -> Iterator[str]:
 
 def _inputs_complete(nodes: Nodes, edges: Edges) -> Iterator[str]:
     for name, node in nodes.items():
+        if isinstance(node, BackwardNode):
+            continue
         needed = _needs(node)
         given = Counter(kind_of(nodes[producer]) for producer, _ in _producers(edges, name))
         for kind in sorted(needed.keys() | given.keys()):
@@ -207,7 +224,7 @@ def _relations_static(nodes: Nodes, edges: Edges) -> Iterator[str]:
                 held.append((place, relation))
                 if min(consumer_unit, producer_unit) < 1:
                     yield f"{place}: units must be at least 1 token"
-            case ChoiceEdge(_, may, must, block):
+            case ChoiceEdge(_, may, must, block) | InverseChoiceEdge(_, may, must, block):
                 held.extend(((place, may), (place, must)))
                 if block < 1:
                     yield f"{place}: a block must be at least 1 token"
@@ -244,7 +261,8 @@ def _slots_derived(nodes: Nodes, edges: Edges) -> Iterator[str]:
 
 def _all_alive(nodes: Nodes, edges: Edges) -> Iterator[str]:
     used = {producer for producer, _ in edges}
-    yield from (f"{name}: nothing needs it" for name, node in nodes.items() if name not in used and not isinstance(node, OutputNode))
+    unused = (name for name, node in nodes.items() if name not in used and not isinstance(node, OutputNode | GradientNode))
+    yield from (f"{name}: nothing needs it" for name in unused)
 
 
 _ALWAYS: tuple[Rule, ...] = (
@@ -255,5 +273,10 @@ _ALWAYS: tuple[Rule, ...] = (
     _combined_branches,
     _choices_named,
     _relations_static,
+    gradients_read_what_they_need,
 )
-_AFTER: Mapping[str, tuple[Rule, ...]] = {"derive_slot_visibility": (_slots_derived,), "drop_dead_branches": (_all_alive,)}
+_AFTER: Mapping[str, tuple[Rule, ...]] = {
+    "derive_slot_visibility": (_slots_derived,),
+    "drop_dead_branches": (_all_alive,),
+    "differentiate": (gradients_complete,),
+}

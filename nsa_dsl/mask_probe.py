@@ -80,7 +80,8 @@ def probe_inputs(
     """
     if any(each.bias is not None for each in pattern.outputs):
         raise NotSupported("the mask probe needs equal scores, and `bias` makes them differ")
-    size = max((each.block for each in pattern.memories if each.by == "mean"), default=1)
+    memories = {each.memory.name: each.memory for each in pattern.branches if isinstance(each.memory, Compress)}.values()
+    size = max((each.block for each in memories if each.by == "mean"), default=1)
     generator = torch.Generator().manual_seed(seed)
 
     def values() -> Tensor:
@@ -91,14 +92,14 @@ def probe_inputs(
         return torch.randn(batch, kv_heads, n, d_qk, generator=generator).to(device, dtype)
 
     names = [each.name for each in pattern.branches]
-    only_first = {each.name: torch.eye(1, each.block, device=device, dtype=dtype).expand(kv_heads, -1) for each in pattern.memories}
+    only_first = {each.name: torch.eye(1, each.block, device=device, dtype=dtype).expand(kv_heads, -1) for each in memories}
     return Probe(
         pattern=pattern,
         q=torch.zeros(batch, heads, n, d_qk, device=device, dtype=dtype),
         k={name: keys() for name in names} if pattern.kv_per_branch else keys(),
         v={name: values() for name in names} if pattern.kv_per_branch else values(),
-        weights={each.name: (only_first[each.name].contiguous(),) * 2 for each in pattern.memories if each.by == "weighted"},
-        compressors={each.name: FirstToken() for each in pattern.memories if each.by == "mlp"},
+        weights={each.name: (only_first[each.name].contiguous(),) * 2 for each in memories if each.by == "weighted"},
+        compressors={each.name: FirstToken() for each in memories if each.by == "mlp"},
         sinks={each.name: torch.full((heads,), -torch.inf, device=device) for each in pattern.branches if each.sink},
     )
 

@@ -291,6 +291,12 @@ def rewrite(node: Condition, values: Mapping[str, Term], atoms: Mapping[Conditio
             assert_never(node)
 
 
+def transposed(relation: Condition) -> Condition:
+    """The relation with i and j exchanged: (i, j) is allowed when (j, i) was. Atoms stay; Chosen then says that query j took the
+    block of key i."""
+    return rewrite(relation, {"i": Var("j"), "j": Var("i")})
+
+
 def conjunction(*parts: Condition) -> Condition:
     """All parts, flattened, without duplicates, `full` dropped and `empty` absorbing."""
     flat: dict[Condition, None] = {}

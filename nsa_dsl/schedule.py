@@ -13,13 +13,19 @@ from typing import Literal, TypeAlias, assert_never
 from nsa_dsl.graph import (
     AttendNode,
     BlockGraph,
+    CombineGradNode,
     CombineNode,
+    CompressGradNode,
     CompressNode,
+    CotangentNode,
+    GradientNode,
     ImportanceNode,
     InputNode,
+    KeyGradNode,
     Node,
     OutputNode,
     Part,
+    QueryGradNode,
     SelectNode,
 )
 from nsa_dsl.pattern import Branch, Choice, Compress, IndexScore, NotSupported, Pattern
@@ -41,7 +47,8 @@ from nsa_dsl.relation import (
     walk,
 )
 
-Dtype: TypeAlias = Literal["bf16", "fp16", "fp32"]
+Dtype: TypeAlias = Literal["bf16", "fp16", "fp32", "fp64"]
+"""Element types. fp64 is for gradient checks under Triton's interpreter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +83,7 @@ class LaunchShape:
 
     @property
     def element_bytes(self) -> int:
-        return 4 if self.dtype == "fp32" else 2
+        return {"fp64": 8, "fp32": 4}.get(self.dtype, 2)
 
     @property
     def padded(self) -> tuple[int, int]:
@@ -154,6 +161,7 @@ class CombineStep:
     branches: tuple[str, ...]
 
 
+AttendStep: TypeAlias = StaticStep | ChosenStep
 Step: TypeAlias = CompressStep | StaticStep | ChosenStep | ChooseStep | CombineStep
 
 
@@ -175,20 +183,23 @@ def plan_graph(pattern: Pattern, graph: BlockGraph, shape: LaunchShape) -> Plan:
 def _plan_node(graph: BlockGraph, name: str, node: Node, shape: LaunchShape) -> Step | None:
     match node:
         case CompressNode():
-            return CompressStep(name, _producer(graph, name, "keys", "values"), node.memory, node.part, node.branch)
+            return CompressStep(name, producer_of(graph, name, "keys", "values"), node.memory, node.part, node.branch)
         case AttendNode():
-            return _plan_attend(graph, name, node, shape)
+            relation = node.slot_where if isinstance(node.branch.memory, Compress) else node.branch.where
+            return plan_attend(graph, name, node.branch, relation, shape)
         case SelectNode():
             return _plan_choice(graph, name, node.choice, shape)
         case CombineNode():
             return CombineStep(node.kind, node.branches)
         case InputNode() | ImportanceNode() | OutputNode():
             return None
+        case CotangentNode() | CombineGradNode() | QueryGradNode() | KeyGradNode() | CompressGradNode() | GradientNode():
+            return None
         case _:
             assert_never(node)
 
 
-def _producer(graph: BlockGraph, name: str, *parts: Part) -> str:
+def producer_of(graph: BlockGraph, name: str, *parts: Part) -> str:
     """The node whose keys or values this one reads."""
     for producer, node, _ in graph.incoming(name):
         match node:
@@ -201,20 +212,20 @@ def _producer(graph: BlockGraph, name: str, *parts: Part) -> str:
     raise KeyError(f"{name} reads no {' or '.join(parts)}")
 
 
-def _plan_attend(graph: BlockGraph, name: str, node: AttendNode, shape: LaunchShape) -> Step:
-    branch = node.branch
+def plan_attend(graph: BlockGraph, name: str, branch: Branch, relation: Condition | None, shape: LaunchShape) -> AttendStep:
+    """How the branch of node `name`, which reads keys and values, walks them. relation: what it sees, over tokens or slots, where no
+    choice decides. Raises NotSupported."""
     if branch.skip is not None:
         raise NotSupported(f"branch {branch.name}: `skip` has no kernel yet; leave it out, it changes speed only")
-    keys, values = _producer(graph, name, "keys"), _producer(graph, name, "values")
+    keys, values = producer_of(graph, name, "keys"), producer_of(graph, name, "values")
     if not branch.choices:
-        relation = node.slot_where if isinstance(branch.memory, Compress) else branch.where
         if relation is None:
             raise NotSupported(f"branch {branch.name}: slot visibility was not derived; run the passes first")
-        return StaticStep(name, branch, keys, values, relation, static_tiles(shape, relation))
+        return StaticStep(f"attend.{branch.name}", branch, keys, values, relation, static_tiles(shape, relation))
     where = _with_extra_blocks(branch)
     run = _common_run([each.every for each in branch.choices])
     per_head = "h" in symbols(where) or any(each.share == "head" for each in branch.choices)
-    return ChosenStep(name, branch, keys, values, where, run, per_head, chosen_tiles(shape))
+    return ChosenStep(f"attend.{branch.name}", branch, keys, values, where, run, per_head, chosen_tiles(shape))
 
 
 def _common_run(runs: Sequence[int]) -> int:
@@ -257,9 +268,9 @@ def _plan_choice(graph: BlockGraph, name: str, choice: Choice, shape: LaunchShap
     for producer, node, _ in graph.incoming(importance):
         if isinstance(node, AttendNode):
             return ChooseStep(
-                name, choice, _producer(graph, producer, "keys"), producer, node.branch, node.slot_where, score_tiles(shape, pooled=False)
+                name, choice, producer_of(graph, producer, "keys"), producer, node.branch, node.slot_where, score_tiles(shape, pooled=False)
             )
-    return ChooseStep(name, choice, _producer(graph, importance, "keys"), None, None, None, score_tiles(shape, pooled=True))
+    return ChooseStep(name, choice, producer_of(graph, importance, "keys"), None, None, None, score_tiles(shape, pooled=True))
 
 
 def monotone(where: Condition, chosen: str) -> bool:
@@ -299,16 +310,16 @@ def static_tiles(shape: LaunchShape, relation: Condition) -> Tiles:
     rows = 64 if widest > 128 or sum(1 for _ in walk(relation)) > _LONG_MASK else 128
     pairs = min(CARDS[shape.card].static_pairs, 64 * 32 if widest > 128 else 128 * 64)
     stages = 3 if widest <= 64 else 2
-    ladder: Sequence[Tiles] = _STATIC_32_BIT if shape.dtype == "fp32" else _STATIC_16_BIT
+    ladder: Sequence[Tiles] = _STATIC_32_BIT if shape.element_bytes > 2 else _STATIC_16_BIT
     fitting = tuple(each for each in ladder if each.rows <= rows and each.rows * each.cols <= pairs and each.stages <= stages)
-    return _override(shape, _first_that_fits(fitting, shape, pad_qk + pad_v, pad_qk + pad_v))
+    return tile_override(shape, first_that_fits(fitting, shape, pad_qk + pad_v, pad_qk + pad_v))
 
 
 def chosen_tiles(shape: LaunchShape) -> Tiles:
     """Tiles of attention over chosen blocks: rows are the heads of a group, at least 16; cols the keys a step."""
     pad_qk, pad_v = shape.padded
-    ladder = _CHOSEN_32_BIT if shape.dtype == "fp32" else _CHOSEN_16_BIT
-    return _override(shape, _first_that_fits(ladder, shape, pad_qk + pad_v, 4 * (pad_qk + pad_v)), rows=16)
+    ladder = _CHOSEN_32_BIT if shape.element_bytes > 2 else _CHOSEN_16_BIT
+    return tile_override(shape, first_that_fits(ladder, shape, pad_qk + pad_v, 4 * (pad_qk + pad_v)), rows=16)
 
 
 def score_tiles(shape: LaunchShape, pooled: bool) -> Tiles:
@@ -317,18 +328,31 @@ def score_tiles(shape: LaunchShape, pooled: bool) -> Tiles:
     # Four warps hold 64 x 64 scores in registers only where products read their operands from shared memory: on Hopper and later,
     # from 128 features on.
     few_warps = shape.card in ("sm_90", "sm_100") and pad_qk > 64
-    ladder = _SCORE_32_BIT if pooled or shape.dtype == "fp32" else _SCORE_16_BIT[0 if few_warps else 1 :]
-    return _override(shape, _first_that_fits(ladder, shape, pad_qk * (2 if pooled else 1), pad_qk, 4 if pooled else None))
+    ladder = _SCORE_32_BIT if pooled or shape.element_bytes > 2 else _SCORE_16_BIT[0 if few_warps else 1 :]
+    return tile_override(shape, first_that_fits(ladder, shape, pad_qk * (2 if pooled else 1), pad_qk, 4 if pooled else None))
 
 
-def _first_that_fits(ladder: Sequence[Tiles], shape: LaunchShape, key_dims: int, query_dims: int, element: int | None = None) -> Tiles:
-    """The first tiles whose pipelined key tiles and query tile fit in the card's shared memory; the last if none does."""
+def first_that_fits(
+    ladder: Sequence[Tiles],
+    shape: LaunchShape,
+    key_dims: int,
+    query_dims: int,
+    element: int | None = None,
+    stay: Literal["rows", "cols"] = "rows",
+) -> Tiles:
+    """The first tiles whose pipelined operands and those that stay fit in the card's shared memory; the last if none does.
+
+    stay: whether a program keeps its queries and keys come and go, or the other way round. element: bytes of one.
+    """
     element = element or shape.element_bytes
     for tiles in ladder:
-        if (tiles.stages * tiles.cols * key_dims + tiles.rows * query_dims) * element <= CARDS[shape.card].shared_memory:
+        keys, queries = tiles.cols * key_dims, tiles.rows * query_dims
+        moving, staying = (keys, queries) if stay == "rows" else (queries, keys)
+        if (tiles.stages * moving + staying) * element <= CARDS[shape.card].shared_memory:
             return tiles
     return ladder[-1]
 
 
-def _override(shape: LaunchShape, tiles: Tiles, rows: int | None = None) -> Tiles:
+def tile_override(shape: LaunchShape, tiles: Tiles, rows: int | None = None) -> Tiles:
+    """The tiles, in the sizes that the caller insists on."""
     return Tiles(rows or shape.rows or tiles.rows, shape.cols or tiles.cols, tiles.warps, tiles.stages)

@@ -63,7 +63,6 @@ class Tiling:
     exact: bool
 
 
-@lru_cache(maxsize=256)  # one pattern is compiled for many head dimensions and types, and its tiles depend on neither
 def tile_pieces(relation: Condition, rows: int, cols: int, *, keys: Term = Var("N"), most: int = 8) -> tuple[Piece, ...]:  # noqa: B008
     """The key tiles that hold a pair which query tile `tile`, queries [tile * rows, tile * rows + rows) below N, allows.
 
@@ -87,6 +86,7 @@ def _divisions(relation: Condition) -> int:
     return len({each for each in walk(relation) if isinstance(each, FloorDiv | Modulo)})
 
 
+@lru_cache(maxsize=512)  # one pattern is compiled for many head dimensions and types, and its tiles depend on neither
 def tiling(
     relation: Condition,
     rows: int,

@@ -209,35 +209,25 @@ def test_shapes_of_choices(share: str, units: int) -> None:
 @pytest.mark.parametrize("label", ["indices", "choices"])
 @pytest.mark.parametrize(("block", "fits"), [(2, True), (3, False), (-1, True), (2**40, False)])
 def test_blocks_out_of_range(label: str, block: int, fits: bool) -> None:
-    listed = torch.full((B, 1, N, 2), block)
-    given = Arguments(**{**NONE, label: {"a": listed}})
+    listed = {"indices": None, "choices": None, label: {"a": torch.full((B, 1, N, 2), block)}}
     if fits:
-        check_blocks(parse("listed"), Shape(B, H, G, N, D, V), given)
+        check_blocks(parse("listed"), N, **listed)
         return
     with pytest.raises(ArgumentError, match=rf"{label}: block {block} of choice a is out of range: 12 tokens make 3"):
-        check_blocks(parse("listed"), Shape(B, H, G, N, D, V), given)
+        check_blocks(parse("listed"), N, **listed)
 
 
-@pytest.mark.parametrize("name", ["q", "k", "v"])
-def test_gradients_are_refused_and_not_dropped(name: str) -> None:
-    op, arguments = AttentionOp(parse("causal")), tensors()
-    arguments[name].requires_grad_(True)
-    with pytest.raises(NotImplementedError, match=f"{name} requires a gradient and there are no backward kernels yet"):
-        op(**arguments)
-
-
-@pytest.mark.parametrize("name", ["gated", "weighted", "sink", "apart"])
-def test_gradients_of_parameters_are_refused(name: str) -> None:
-    op, arguments = AttentionOp(parse(name)), dict(GOOD[name])
-    learned = {
-        "gated": lambda: {"gates": torch.zeros(B, H, N, 2, requires_grad=True)},
-        "weighted": lambda: {"weights": {"m": (torch.zeros(G, 4), torch.zeros(G, 4, requires_grad=True))}},
-        "sink": lambda: {"sinks": {"a": torch.zeros(H, requires_grad=True)}},
-        "apart": lambda: {"k": {"a": torch.zeros(B, G, N, D), "b": torch.zeros(B, G, N, D, requires_grad=True)}},
-    }
-    arguments.update(learned[name]())
-    with pytest.raises(NotImplementedError, match="requires a gradient"):
-        op(**arguments)
+@pytest.mark.parametrize("interpreted", [False, True])
+def test_float64_runs_interpreted_only(interpreted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", str(int(interpreted)))
+    q, k, v = (each.double() for each in tensors().values())
+    if interpreted:
+        assert check("causal", {"q": q, "k": k, "v": v}).tokens == N
+        return
+    with pytest.raises(
+        ArgumentError, match=r"q: expected bfloat16, float16 or float32, got torch.float64, which runs under TRITON_INTERPRET=1"
+    ):
+        check("causal", {"q": q, "k": k, "v": v})
 
 
 def test_no_gpu_and_no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:

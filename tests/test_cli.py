@@ -170,6 +170,18 @@ def test_graph_prints_dot_and_json(tmp_path: Path, capsys: pytest.CaptureFixture
     assert {"attend.coarse", "attend.fine", "select.fine"} <= {node["name"] for node in graph["nodes"]}
 
 
+def test_graph_prints_the_gradient_graph_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = written(tmp_path / "c.nsa", CHOOSING)
+    assert nsa("graph", spec, "--backward", "--format", "json") == 0
+    graph = json.loads(capsys.readouterr().out)
+    assert graph["passes"][-1] == "differentiate"
+    assert {"gradient.q", "gradient.k", "gradient.v"} <= {node["name"] for node in graph["nodes"]}
+    inverse = [edge for edge in graph["edges"] if edge["kind"] == "inverse_choice"]
+    assert [(edge["from"], edge["to"]) for edge in inverse] == [("select.fine", "grad.attend.fine.keys")]
+    assert nsa("graph", spec, "--backward") == 0
+    assert '"select.fine" -> "grad.attend.fine.keys"' in capsys.readouterr().out
+
+
 def test_a_command_for_one_pattern_asks_which(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     both = written(tmp_path / "both.nsa", WINDOW + CHOOSING)
     assert nsa("graph", both) == 2
@@ -177,12 +189,14 @@ def test_a_command_for_one_pattern_asks_which(tmp_path: Path, capsys: pytest.Cap
     assert nsa("graph", both, "--pattern", "local") == 0
 
 
-def test_compile_writes_one_standalone_module_a_pattern(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compile_writes_two_standalone_modules_a_pattern(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     both = written(tmp_path / "both.nsa", WINDOW + CHOOSING)
     assert nsa("compile", both, "--output", tmp_path / "made" / "here") == 0
     modules = sorted((tmp_path / "made" / "here").iterdir())
-    assert [each.name for each in modules] == ["choosing_attention.py", "local_attention.py"]
-    assert capsys.readouterr().out.count("wrote ") == 2
+    assert [each.stem for each in modules] == [
+        f"{name}_attention{suffix}" for name in ("choosing", "local") for suffix in ("", "_backward")
+    ]
+    assert capsys.readouterr().out.count("wrote ") == 4
     for module in modules:
         tree = ast.parse(module.read_text(encoding="utf-8"))
         imported = {name.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}

@@ -7,18 +7,18 @@ import keyword
 import subprocess
 import sys
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 import torch
 from golden_files import check_golden
 
 from nsa_dsl.ahead import record_launches
-from nsa_dsl.compiler import compile_source
+from nsa_dsl.compiler import compile_backward, compile_source
 from nsa_dsl.diagnostics import SpecError
 from nsa_dsl.execute import check_source, load_module
 from nsa_dsl.loader import load_spec
@@ -46,13 +46,18 @@ WORDS = {
     *keyword.kwlist, *keyword.softkwlist,
     "print", "len", "range", "min", "max", "sum", "abs", "all", "int", "object", "NotImplemented", "torch", "triton", "tl", "self",
     "q", "k", "v", "out", "run", "lse", "scale", "batch", "heads", "group", "tile", "rows", "cols", "key", "value", "scores", "gates",
-    "chosen", "choices", "slots", "merged", "merge", "combine", "load_rows", "documents",
+    "chosen", "choices", "slots", "merged", "merge", "combine", "load_rows", "documents", "grads", "outs", "wanted", "parts", "finite",
+    "delta", "weight", "keys", "values", "queries",
 }
 # fmt: on
 
 
 TAKEN = {"abs", "all", "and", "assert", "group", "heads", "max", "merge", "min", "not", "or", "scores", "sum"}
 """Those of them that the language keeps for itself."""
+
+
+Compiler: TypeAlias = Callable[..., str]
+both = pytest.mark.parametrize("compiled", [compile_source, compile_backward], ids=["forward", "backward"])
 
 
 def parse(text: str | Path) -> Pattern:
@@ -75,11 +80,13 @@ def example_patterns() -> Iterator[Any]:
 @pytest.mark.parametrize("name", ["causal", "sliding_window", "nsa"])
 def test_golden_modules(name: str) -> None:
     check_golden(f"kernels/{name}.py", compile_source(parse(EXAMPLES / f"{name}.nsa")))
+    check_golden(f"kernels/{name}_backward.py", compile_backward(parse(EXAMPLES / f"{name}.nsa")))
 
 
+@both
 @pytest.mark.parametrize("pattern", list(example_patterns()))
-def test_modules_are_readable_python_of_torch_and_triton_alone(pattern: Pattern) -> None:
-    source = compile_source(pattern)
+def test_modules_are_readable_python_of_torch_and_triton_alone(pattern: Pattern, compiled: Compiler) -> None:
+    source = compiled(pattern)
     tree = check_source(source)
     imported = [each.name for node in ast.walk(tree) if isinstance(node, ast.Import) for each in node.names]
     assert imported == ["torch", "triton", "triton.language"]
@@ -95,9 +102,10 @@ def test_modules_are_readable_python_of_torch_and_triton_alone(pattern: Pattern)
 
 def test_the_same_text_every_time() -> None:
     """Also in another process, where strings hash differently."""
-    program = "import sys; from nsa_dsl.loader import load_spec; from nsa_dsl.compiler import compile_source\n"
-    program += "spec = load_spec(sys.argv[1]); sys.stdout.write(compile_source(spec.pattern(spec.patterns[0])))"
-    expected = compile_source(parse(EVERYTHING))
+    program = "import sys; from nsa_dsl.loader import load_spec; from nsa_dsl.compiler import compile_backward, compile_source\n"
+    program += "pattern = (spec := load_spec(sys.argv[1])).pattern(spec.patterns[0])\n"
+    program += "sys.stdout.write(compile_source(pattern) + compile_backward(pattern))"
+    expected = compile_source(parse(EVERYTHING)) + compile_backward(parse(EVERYTHING))
     for seed in ("1", "2"):
         command, environment = [sys.executable, "-c", program, EVERYTHING], {"PYTHONHASHSEED": seed, "PYTHONPATH": str(EXAMPLES.parent)}
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
@@ -108,9 +116,10 @@ def test_the_same_text_every_time() -> None:
     "text",
     ['"""\nimport os\n"""', "\\", "a\rimport os", "a\x0cimport os\x1c\x85\u2028import os", "{{ 1 // 0 }} {% raise %}", "\x00é", "'''", "#"],
 )
-def test_a_spec_is_quoted_in_comments_alone(text: str) -> None:
+@both
+def test_a_spec_is_quoted_in_comments_alone(text: str, compiled: Compiler) -> None:
     pattern = parse(EVERYTHING)
-    plain, quoting = (compile_source(replace(pattern, text=each)) for each in ("", text))
+    plain, quoting = (compiled(replace(pattern, text=each)) for each in ("", text))
     assert ast.dump(ast.parse(plain)) == ast.dump(ast.parse(quoting))
     own, all_of_them = (comments_of(source) for source in (plain, quoting))
     assert all_of_them == own + len(text.splitlines())
@@ -118,8 +127,9 @@ def test_a_spec_is_quoted_in_comments_alone(text: str) -> None:
 
 @pytest.mark.parametrize("card", CARDS)
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
-def test_everything_has_source_for_every_card(card: str, dtype: Any) -> None:
-    check_source(compile_source(parse(EVERYTHING), LaunchShape(192, 128, dtype, card)))
+@both
+def test_everything_has_source_for_every_card(card: str, dtype: Any, compiled: Compiler) -> None:
+    check_source(compiled(parse(EVERYTHING), LaunchShape(192, 128, dtype, card)))
 
 
 def usable(word: str) -> str | None:
@@ -142,7 +152,7 @@ def test_names_that_python_or_the_module_uses(word: str) -> None:
     if text is None:
         assert word in TAKEN
         return
-    assert record_launches(parse(text), SMALL, tokens=32, heads=2, kv_heads=1)
+    assert record_launches(parse(text), SMALL, tokens=32, heads=2, kv_heads=1, backward=True)
 
 
 def launches(pattern: Pattern, batch: int, heads: int, tokens: int) -> dict[str, int]:
@@ -180,10 +190,11 @@ def test_batch_times_heads_beyond_what_grid_y_holds(text: str, batch: int, heads
     assert set(programs.values()) == {batch * heads}
 
 
+@both
 @pytest.mark.parametrize("text", [NSA, MERGED, EVERYTHING], ids=["nsa", "merged", "everything"])
-def test_grids_have_one_dimension(text: str) -> None:
+def test_grids_have_one_dimension(text: str, compiled: Compiler) -> None:
     """Grid x alone may exceed 65,535; no kernel asks for another."""
-    tree = ast.parse(compile_source(parse(text)))
+    tree = ast.parse(compiled(parse(text)))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     grids = [ast.unparse(node.func) for node in calls if isinstance(node.func, ast.Subscript)]
     assert grids == ["kernel[programs,]"]
@@ -191,15 +202,15 @@ def test_grids_have_one_dimension(text: str) -> None:
     assert axes == {"0"}
 
 
+@both
 @pytest.mark.parametrize("text", [NSA, EVERYTHING], ids=["nsa", "everything"])
-def test_offsets_are_64_bit(text: str) -> None:
+def test_offsets_are_64_bit(text: str, compiled: Compiler) -> None:
     """What is multiplied by a stride, and what counts rows of all heads, has been widened before."""
-    source = compile_source(parse(text))
+    source = compiled(parse(text))
     assert "positions.to(tl.int64)[:, None] * stride" in source
     for name in ("head", "kv_head", "unit"):
-        assert f" {name} * q_head" not in source
-        assert f" {name} * k_head" not in source
-        assert f" {name} * v_head" not in source
+        for tensor in ("q", "k", "v", "grad"):
+            assert f" {name} * {tensor}_head" not in source
     batches = [line for line in source.splitlines() if line.strip().startswith("batch = ")]
     assert batches
     assert all("tl.int64" in line for line in batches)
@@ -210,3 +221,12 @@ def test_only_needed_functions_are_written() -> None:
     for name in ("softcap", "alibi_slope", "is_member", "_list_blocks"):
         assert f"def {name}(" not in plain
         assert f"def {name}(" in full
+    plain, full = (compile_backward(parse(text)) for text in (MERGED, EVERYTHING))
+    for name in ("softcap", "alibi_slope", "is_member", "lists_hold", "_invert_blocks"):
+        assert f"def {name}(" not in plain
+        assert f"def {name}(" in full
+
+
+def test_no_kernel_adds_atomically() -> None:
+    """Sums that race have no order: two runs would differ."""
+    assert "atomic" not in compile_source(parse(EVERYTHING)) + compile_backward(parse(EVERYTHING))

@@ -33,14 +33,18 @@ def compile_(
     dtype: Annotated[Dtype, typer.Option(help="Of queries, keys and values.")] = Dtype.bf16,
     card: Annotated[str, typer.Option(help="The architecture to choose tiles for.")] = "sm_90",
 ) -> None:
-    """Write one standalone module a pattern, DIR/PATTERN_attention.py. Nothing is written unless all of them compile."""
+    """Write two standalone modules a pattern, DIR/PATTERN_attention.py and DIR/PATTERN_attention_backward.py. Nothing is written unless
+    all of them compile."""
     from nsa_dsl.schedule import CARDS, LaunchShape
 
     def write_modules(path: Path) -> bool:
         if card not in CARDS:
             raise UserError(f"no such card: {card}; known are {', '.join(CARDS)}")
         shape = LaunchShape(dim_qk=head_dim, dim_v=head_dim, dtype=dtype.value, card=card)
-        modules = {f"{each.name}_attention.py": source_of(each, path, shape) for each in the_patterns(path, pattern, settings)}
+        modules: dict[str, str] = {}
+        for each in the_patterns(path, pattern, settings):
+            for suffix, source in zip(("", "_backward"), sources_of(each, path, shape), strict=True):
+                modules[f"{each.name}_attention{suffix}.py"] = source
         output.mkdir(parents=True, exist_ok=True)
         for name, source in modules.items():
             write_whole(output / name, source)
@@ -50,13 +54,13 @@ def compile_(
     for_each_file([file], write_modules)
 
 
-def source_of(pattern: Pattern, file: Path, shape: LaunchShape) -> str:
-    """The module generated for a pattern of this file. Raises UserError for one that has no kernels."""
-    from nsa_dsl.compiler import compile_source
+def sources_of(pattern: Pattern, file: Path, shape: LaunchShape) -> tuple[str, str]:
+    """The modules generated for a pattern of this file: forward and backward. Raises UserError for one that has no kernels."""
+    from nsa_dsl.compiler import compile_backward, compile_source
     from nsa_dsl.pattern import NotSupported
 
     with busy(f"compiling {pattern.name}"):
         try:
-            return compile_source(pattern, shape)
+            return compile_source(pattern, shape), compile_backward(pattern, shape)
         except NotSupported as lacking:
             raise UserError(f"{file}: pattern {pattern.name}: {lacking}") from lacking

@@ -8,11 +8,13 @@ from typing import TypeVar, assert_never
 
 from nsa_dsl.graph import (
     AttendNode,
+    BackwardNode,
     BlockGraph,
     CombineNode,
     CompressNode,
     Edge,
     Ends,
+    ForwardNode,
     ImportanceNode,
     InputNode,
     Node,
@@ -35,6 +37,7 @@ def share_equal_work(graph: BlockGraph) -> BlockGraph:
 
     Equal means written equally: relations that differ in form but not in meaning are not found, neither is partial overlap (a
     choice of 8 blocks inside a choice of 16). Whether two different branches share one kernel is the schedule's business.
+    Raises ValueError for a gradient graph: what is shared is differentiated once.
     """
     return _Sharing(graph).graph()
 
@@ -52,8 +55,11 @@ class _Sharing:
     def graph(self) -> BlockGraph:
         seen: dict[Hashable, str] = {}
         for name in self._source.order():
+            source = self._source.node(name)
+            if isinstance(source, BackwardNode):
+                raise ValueError(f"{self._source.pattern}: share equal work first, then differentiate")
             incoming = {self._worker[producer]: edge for producer, _, edge in self._source.incoming(name)}
-            node = self._rename_node(self._source.node(name), [self._nodes[producer] for producer in incoming])
+            node = self._rename_node(source, [self._nodes[producer] for producer in incoming])
             worker = seen.setdefault((_nameless(node), frozenset(incoming.items())), name)
             self._worker[name] = worker
             if worker == name:
@@ -63,7 +69,7 @@ class _Sharing:
                 self._choices[node.choice.name] = node.choice
         return BlockGraph(self._source.pattern, self._nodes, self._edges, (*self._source.passes, "share_equal_work"))
 
-    def _rename_node(self, node: Node, producers: list[Node]) -> Node:
+    def _rename_node(self, node: ForwardNode, producers: list[Node]) -> ForwardNode:
         """The node with every name it holds replaced by the worker's."""
         match node:
             case InputNode() | CompressNode() | OutputNode():
@@ -84,7 +90,7 @@ class _Sharing:
                 assert_never(node)
 
 
-def _nameless(node: Node) -> Hashable:
+def _nameless(node: ForwardNode) -> Hashable:
     """The node without names of its own: what it computes, given its producers."""
     match node:
         case InputNode() | ImportanceNode() | SelectNode() | CombineNode() | OutputNode():

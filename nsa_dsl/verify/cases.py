@@ -19,8 +19,12 @@ between those in use; far apart: a token stride whose multiples leave 32 bits. W
 Values: TypeAlias = Literal["ordinary", "ties", "large", "far below zero"]
 """What q and k hold. ties: small integers, so that scores are equal often; large: logits of hundreds; far below zero: all near -55,000."""
 
-Damage: TypeAlias = Literal["none", "key", "value"]
-"""What is NaN at one token."""
+Damage: TypeAlias = Literal["none", "key", "value", "query", "cotangent"]
+"""What is NaN at one token. cotangent: the output's gradient."""
+
+Gradients: TypeAlias = Literal["none", "out", "out and lse", "structure"]
+"""What is checked of the backward pass. out: gradients for a random cotangent of the output; out and lse: of the log-sum-exps too;
+structure: exactly which queries each key's gradient sums over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +46,22 @@ class Case:
     rows: int | None
     cols: int | None
     seed: int
+    gradients: Gradients = "none"
+
+    @property
+    def damaged_token(self) -> int:
+        """The token that `damage` hits."""
+        return self.damaged % max(1, self.tokens)
 
     def __str__(self) -> str:
         heads = f"{self.heads}:{self.kv_heads}"
         tiles = "the schedule's own" if self.rows is None else f"{self.rows} x {self.cols}"
         documents = f", {self.documents} documents" if self.documents > 1 else ""
-        damage = "" if self.damage == "none" else f", NaN in the {self.damage} of token {self.damaged % max(1, self.tokens)}"
+        damage = "" if self.damage == "none" else f", NaN in the {self.damage} of token {self.damaged_token}"
+        gradients = "" if self.gradients == "none" else f", gradients {self.gradients}"
         return (
             f"batch {self.batch}, heads {heads}, {self.tokens} tokens, d_qk {self.d_qk}, d_v {self.d_v}, {self.dtype}, "
-            f"{self.layout}, values {self.values}, tiles {tiles}{documents}{damage}, seed {self.seed}"
+            f"{self.layout}, values {self.values}, tiles {tiles}{documents}{damage}{gradients}, seed {self.seed}"
         )
 
 
@@ -124,7 +135,11 @@ def cases(draw: st.DrawFn, pattern: Pattern, bounds: Range, dtypes: Sequence[Dty
     heads, kv_heads = draw(st.sampled_from(bounds.heads))
     d_qk, d_v = draw(st.sampled_from(bounds.dims)), draw(st.sampled_from(bounds.dims))
     rows, cols = draw(st.sampled_from(bounds.tiles))
-    limit = _longest(pattern, bounds, batch, (heads, kv_heads), (rows or 64, cols or 64))
+    gradients: Gradients = draw(st.sampled_from(("none", "none", "out", "out and lse", "structure")))
+    damage: Damage = draw(st.sampled_from(("none", "none", "none", "none", "key", "value", "query", "cotangent")))
+    # A backward pass costs about twice as much as the forward before it, and damage is shown by two calls.
+    calls = batch * (1 if gradients == "none" else 4 if damage == "none" else 6)
+    limit = _longest(pattern, bounds, calls, (heads, kv_heads), (rows or 64, cols or 64))
     lengths = [each for each in edges(pattern, limit) if each >= limit // 4] or [limit]
     if rows is not None and max(d_qk, d_v) > 128:
         # Tiles that nobody chose for these dimensions may not fit in shared memory.
@@ -139,12 +154,13 @@ def cases(draw: st.DrawFn, pattern: Pattern, bounds: Range, dtypes: Sequence[Dty
         dtype=draw(st.sampled_from(tuple(dtypes))),
         layout=draw(st.sampled_from(("contiguous", "token major", "packed", "guarded", "far apart"))),
         values=draw(st.sampled_from(("ordinary", "ordinary", "ordinary", "ties", "large", "far below zero"))),
-        damage=draw(st.sampled_from(("none", "none", "none", "key", "value"))),
+        damage=damage,
         damaged=draw(st.integers(0, limit)),
         documents=draw(st.integers(1, 4)) if packed else 1,
         rows=rows,
         cols=cols,
         seed=draw(st.integers(0, 1 << 16)),
+        gradients=gradients,
     )
 
 

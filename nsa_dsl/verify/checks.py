@@ -1,4 +1,4 @@
-"""The checks of one case: results row by row, exact visibility, choices as sets, and NaN where it may and may not show."""
+"""The checks of one forward call: results row by row, exact visibility, choices as sets, and NaN where it may and may not show."""
 
 from __future__ import annotations
 
@@ -16,15 +16,10 @@ from nsa_dsl.op import AttentionOp
 from nsa_dsl.pattern import Branch, BranchScore, Choice, Compress, Pattern
 from nsa_dsl.relation import evaluate
 from nsa_dsl.verify.cases import Case
-from nsa_dsl.verify.inputs import Inputs, all_choices, document_borders, make_inputs, place, random_blocks
+from nsa_dsl.verify.inputs import Inputs, all_choices, document_borders, place, random_blocks
 from nsa_dsl.verify.slots import give_slots
 
 FLOAT32 = torch.finfo(torch.float32).eps
-
-
-def check_case(op: AttentionOp, case: Case, device: torch.device) -> list[Mismatch]:
-    """What is wrong with one call of the op; nothing if it agrees with the dense reference of `op.pattern`."""
-    return [*check_results(op, case, make_inputs(op.pattern, case, device)), *check_visibility(op, case, device)]
 
 
 @torch.no_grad()
@@ -40,7 +35,7 @@ def check_results(op: AttentionOp, case: Case, inputs: Inputs) -> list[Mismatch]
             found = _check_choices(pattern, case, inputs, fixed)
         else:
             # A NaN among the scores would decide the choice; what it may not do is reach rows that do not see it.
-            fixed = _random_choices(pattern, case, device)
+            fixed = random_choices(pattern, case, device)
             inputs = Inputs(inputs.q, inputs.k, inputs.v, {**inputs.options, "choices": fixed})
     out, lse = _run(op, inputs.q, inputs.k, inputs.v, inputs.options)
     pattern, given, wrong = give_slots(op, inputs.k, inputs.v, inputs.options)
@@ -71,26 +66,37 @@ def _check_rows(pattern: Pattern, inputs: Inputs, options: dict[str, Any], out: 
     positive = {name: each.abs() for name, each in inputs.v.items()} if isinstance(inputs.v, dict) else inputs.v.abs()
     slots = {name: each.positive() for name, each in options.get("compressors", {}).items()}
     added, _ = _reference(pattern, Inputs(inputs.q, inputs.k, positive, {}), {**options, "compressors": slots}, torch.float64)
-    rounding = torch.finfo(out.dtype).eps + 8 * FLOAT32 * _greatest(lse)
+    rounding = torch.finfo(out.dtype).eps + 8 * FLOAT32 * greatest(lse)
     fine = torch.isfinite(truth).all(-1, keepdim=True)
-    rough = truth + (baseline.double() - truth).abs().amax(-1, keepdim=True) + 0.5 * rounding * added.abs().amax(-1, keepdim=True)
+    rough = truth + baseline_error(baseline, truth) + 0.5 * rounding * added.abs().amax(-1, keepdim=True)
     return [*check_poisoned(out, truth), *check_rows(*(torch.where(fine, each, 0.0) for each in (out, truth, rough)))]
 
 
 def _check_lse(actual: Any, expected: Any) -> list[Mismatch]:
     """Log-sum-exps, by the rule of `check_lse`."""
-    named, given = (each if isinstance(each, dict) else {"": each} for each in (expected, actual))
+    given = named(actual)
     found: list[Mismatch] = []
-    for name, each in named.items():
+    for name, each in named(expected).items():
         # A NaN key makes the log-sum-exp of the rows that see it NaN, and a NaN value leaves it alone: both sides alike.
         same = torch.isnan(each) & torch.isnan(given[name])
         found += check_lse(torch.where(same, 0.0, given[name]), torch.where(same, 0.0, each), what=f"lse of {name}" if name else "lse")
     return found
 
 
-def _greatest(lse: Any) -> float:
+def baseline_error(baseline: Tensor, truth: Tensor) -> Tensor:
+    """(..., 1) the greatest error of each row. Where plain torch leaves its type's range, which kernels do not, it excuses nothing."""
+    error = (baseline.double() - truth).abs()
+    return torch.where(torch.isfinite(error), error, 0.0).amax(-1, keepdim=True)
+
+
+def named(lse: Any) -> dict[str, Tensor]:
+    """Log-sum-exps by branch; the only one under ""."""
+    return lse if isinstance(lse, dict) else {"": lse}
+
+
+def greatest(lse: Any) -> float:
     """The greatest log-sum-exp, at least 1: about the greatest logit that counts."""
-    finite = [each[torch.isfinite(each)].abs() for each in (lse.values() if isinstance(lse, dict) else (lse,))]
+    finite = [each[torch.isfinite(each)].detach().abs() for each in named(lse).values()]
     return max((1.0, *(float(each.max()) for each in finite if each.numel())))
 
 
@@ -138,7 +144,8 @@ def _margin(pattern: Pattern, choice: Choice, inputs: Inputs) -> float:
     return 1e-4 + 8 * FLOAT32 * _greatest_logit(source, inputs) + 2 * _rounded_slots(source, inputs)
 
 
-def _random_choices(pattern: Pattern, case: Case, device: torch.device) -> dict[str, Tensor]:
+def random_choices(pattern: Pattern, case: Case, device: torch.device) -> dict[str, Tensor]:
+    """A choice of every kind that no score made."""
     random = torch.Generator().manual_seed(case.seed + 1)
     return {name: random_blocks(each, _shape(case), random).to(device) for name, each in all_choices(pattern).items()}
 
@@ -177,8 +184,8 @@ def check_visibility(op: AttentionOp, case: Case, device: torch.device) -> list[
         )  # fmt: skip
     except reference.NotSupported:
         return []
-    probe = _laid_out(made, case, device)
-    fixed = _random_choices(pattern, case, device)
+    probe = laid_out(made, case, device)
+    fixed = random_choices(pattern, case, device)
     options: dict[str, Any] = {}
     if fixed:
         options["choices"] = fixed
@@ -196,7 +203,7 @@ def check_visibility(op: AttentionOp, case: Case, device: torch.device) -> list[
     return [each for name in masks for each in _check_branch(op, probe, name, masks, options)]
 
 
-def _laid_out(probe: Probe, case: Case, device: torch.device) -> Probe:
+def laid_out(probe: Probe, case: Case, device: torch.device) -> Probe:
     """The same probe in the case's layout."""
     ks = list(probe.k.values()) if isinstance(probe.k, dict) else [probe.k]
     vs = list(probe.v.values()) if isinstance(probe.v, dict) else [probe.v]

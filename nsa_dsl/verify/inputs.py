@@ -42,6 +42,8 @@ def make_inputs(pattern: Pattern, case: Case, device: torch.device) -> Inputs:
     """The tensors of a case; the same case always gives the same."""
     random = torch.Generator().manual_seed(case.seed)
     q = _features(case, (case.batch, case.heads, case.tokens, case.d_qk), random, 200.0)
+    if case.damage == "query" and case.tokens:
+        q[:, :, case.damaged_token] = torch.nan
     pairs = [_keys_and_values(case, random) for _ in (pattern.branches if pattern.kv_per_branch else (None,))]
     q, *placed = place([q, *(each for pair in pairs for each in pair)], case.layout, TYPES[case.dtype], device)
     ks, vs = placed[0::2], placed[1::2]
@@ -72,8 +74,8 @@ def _features(case: Case, shape: tuple[int, ...], random: torch.Generator, offse
 def _keys_and_values(case: Case, random: torch.Generator) -> tuple[Tensor, Tensor]:
     rows = (case.batch, case.kv_heads, case.tokens)
     k, v = _features(case, (*rows, case.d_qk), random, -275.0), torch.randn(*rows, case.d_v, generator=random)
-    if case.damage != "none" and case.tokens:
-        (k if case.damage == "key" else v)[:, :, case.damaged % case.tokens] = torch.nan
+    if case.damage in ("key", "value") and case.tokens:
+        (k if case.damage == "key" else v)[:, :, case.damaged_token] = torch.nan
     return k, v
 
 

@@ -5,21 +5,22 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache
-from typing import TypeAlias
+from typing import Generic, TypeAlias, TypeVar
 
 import hypothesis
 import torch
 from hypothesis import HealthCheck, Phase
+from hypothesis.strategies import SearchStrategy
 
 from nsa_dsl.compare import Mismatch
 from nsa_dsl.loader import load_spec
 from nsa_dsl.op import AttentionOp
 from nsa_dsl.pattern import Pattern
 from nsa_dsl.schedule import Dtype
-from nsa_dsl.verify.cases import GPU, INTERPRETER, Case, cases
-from nsa_dsl.verify.checks import check_case
+from nsa_dsl.verify.cases import GPU, INTERPRETER, Case, Range, cases
+from nsa_dsl.verify.example import check_case
 from nsa_dsl.verify.report import Failure, Report
 from nsa_dsl.verify.scaling import shrink_parameters
 
@@ -29,6 +30,7 @@ SHRINK_SECONDS = 60.0
 VISIBLE_LENGTH = 80
 """Tokens at which scaled-down patterns should show their structure: what the interpreter bears."""
 
+Example = TypeVar("Example", bound=Hashable)
 Progress: TypeAlias = Callable[[int], None]
 """Called after each example with the number of examples done."""
 
@@ -50,6 +52,12 @@ def use_device(device: torch.device | str | None = None) -> torch.device:
     return found
 
 
+def bounds_on(device: torch.device | str | None) -> tuple[torch.device, Range]:
+    """`use_device`, and what that device bears."""
+    place = use_device(device)
+    return place, GPU if place.type == "cuda" else INTERPRETER
+
+
 def verify_pattern(
     pattern: Pattern,
     *,
@@ -62,18 +70,29 @@ def verify_pattern(
     """Hold a pattern's kernels to the dense reference on random calls.
 
     Each example draws lengths around tile, block and window edges, head counts, head dimensions, element type, strides, value ranges
-    and tile sizes; checks outputs and log-sum-exps row by row with the same choices on both sides, the exact set of keys each row sees,
-    the choices themselves, and that NaN reaches only rows that see it. A failing call is shrunk to the smallest that still fails.
+    and tile sizes. Checked are outputs and log-sum-exps row by row with the same choices on both sides, the exact set of keys each row
+    sees, the choices themselves, and that NaN reaches only rows that see it. Three examples in five check the backward pass: gradients of
+    all inputs, for cotangents of outputs and log-sum-exps, against float64 autograd; or the exact set of queries that each key's gradient
+    sums over; or where NaN may show in gradients. A failing call is shrunk to the smallest that still fails.
 
     seed: what is drawn follows from it. device: default the GPU if there is one. dtypes: default all that the device computes rightly.
     Raises NotSupported for a pattern without kernels.
     """
-    place = use_device(device)
-    bounds = GPU if place.type == "cuda" else INTERPRETER
-    search = _Search(pattern, place, examples, progress)
+    place, bounds = bounds_on(device)
+    compiled = cache(lambda rows, cols: AttentionOp(pattern, rows=rows, cols=cols))
+    differentiated = 0
+
+    def check(case: Case) -> list[Mismatch]:
+        nonlocal differentiated
+        found = check_case(compiled(case.rows, case.cols), case, place)
+        differentiated += case.gradients != "none"
+        return found
+
+    search = Search(check, examples, progress)
     started = time.monotonic()
-    failure = search.run(hypothesis.seed(seed), hypothesis.given(cases(pattern, bounds, dtypes or bounds.dtypes)))
-    return Report(describe(pattern), search.done, _device_name(place), time.monotonic() - started, failure)
+    found = search.run(seed, cases(pattern, bounds, dtypes or bounds.dtypes))
+    failure = None if found is None else Failure(*found)
+    return Report(describe(pattern), search.done, differentiated, device_name(place), time.monotonic() - started, failure)
 
 
 def verify_spec(
@@ -122,23 +141,27 @@ def _counted_from(progress: Progress, before: int) -> Progress:
     return lambda done: progress(before + done)
 
 
-def _device_name(place: torch.device) -> str:
+def device_name(place: torch.device) -> str:
+    """What a report calls the device."""
     return torch.cuda.get_device_name(place) if place.type == "cuda" else "interpreter on the CPU"
 
 
-class _Search:
-    """One run of hypothesis. done: examples tried before the first failure, that one included."""
+class Search(Generic[Example]):
+    """One run of hypothesis over examples that `check` judges: it returns what is wrong, or calls `hypothesis.reject`.
 
-    def __init__(self, pattern: Pattern, device: torch.device, examples: int, progress: Progress | None) -> None:
+    done: examples tried before the first failure, that one included.
+    """
+
+    def __init__(self, check: Callable[[Example], list[Mismatch]], examples: int, progress: Progress | None) -> None:
         self.done = 0
-        self._device, self._examples, self._progress = device, examples, progress
-        self._op = cache(lambda rows, cols: AttentionOp(pattern, rows=rows, cols=cols))
-        self._failing: dict[Case, tuple[Mismatch, ...]] = {}
-        self._last: Case | None = None
+        self._check, self._examples, self._progress = check, examples, progress
+        self._failing: dict[Example, tuple[Mismatch, ...]] = {}
+        self._passed: set[Example] = set()
+        self._last: Example | None = None
         self._deadline = float("inf")
 
-    def run(self, seeded: Callable[..., Callable[[], None]], given: Callable[..., Callable[[], None]]) -> Failure | None:
-        """The smallest failure, None if there is none."""
+    def run(self, seed: int, examples: SearchStrategy[Example]) -> tuple[Example, tuple[Mismatch, ...]] | None:
+        """The smallest failing example and what is wrong with it, None if there is none."""
         settings = hypothesis.settings(
             max_examples=self._examples,
             derandomize=False,
@@ -149,33 +172,40 @@ class _Search:
             report_multiple_bugs=False,
         )
 
-        def example(case: Case) -> None:
-            self._try(case)
+        def example(drawn: Example) -> None:
+            self._try(drawn)
 
         try:
-            seeded(settings(given(example)))()
+            hypothesis.seed(seed)(settings(hypothesis.given(examples)(example)))()
         except (_DisagreementError, hypothesis.errors.Flaky):
             assert self._last is not None
-            return Failure(self._last, self._failing[self._last])
+            return self._last, self._failing[self._last]
         return None
 
-    def _try(self, case: Case) -> None:
+    def _try(self, drawn: Example) -> None:
+        if drawn in self._passed and not self._failing:
+            # Hypothesis repeats itself now and then; another example is worth more.
+            hypothesis.reject()
         # Out of time, only failures that are known fail: hypothesis then settles on the smallest of them.
-        if case not in self._failing and time.monotonic() < self._deadline:
-            found = self._check(case)
+        if drawn not in self._failing and time.monotonic() < self._deadline:
+            found = self._judge(drawn)
             if not self._failing:
                 self.done += 1
                 if self._progress is not None:
                     self._progress(self.done)
-            if found:
-                self._failing[case] = tuple(found)
+            if not found:
+                self._passed.add(drawn)
+            else:
+                self._failing[drawn] = tuple(found)
                 self._deadline = min(self._deadline, time.monotonic() + SHRINK_SECONDS)
-        if case in self._failing:
-            self._last = case
-            raise _DisagreementError(str(Failure(case, self._failing[case])))
+        if drawn in self._failing:
+            self._last = drawn
+            raise _DisagreementError(str(drawn))
 
-    def _check(self, case: Case) -> list[Mismatch]:
+    def _judge(self, drawn: Example) -> list[Mismatch]:
         try:
-            return check_case(self._op(case.rows, case.cols), case, self._device)
+            return self._check(drawn)
+        except hypothesis.errors.UnsatisfiedAssumption:
+            raise
         except Exception as error:  # whatever a kernel raises is a finding, to be shrunk like any other
             return [Mismatch("call", (), float("nan"), 0.0, f"raised {type(error).__name__}: {error}")]

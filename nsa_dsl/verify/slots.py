@@ -1,6 +1,7 @@
 """Slots as given inputs: what the kernels attend to is rounded to the inputs' type, and both sides must see the same numbers.
 
-The same as with choices: the slots are judged by themselves, and everything after them on the slots that the kernels made.
+The same as with choices: the slots are judged by themselves, and everything after them on the slots that the kernels made. A gradient
+that reaches such a slot goes on to what the slot was made of, by the compressor's own definition.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from nsa_dsl import reference
@@ -19,18 +21,44 @@ from nsa_dsl.pattern import Branch, Compress, Pattern
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GivenSlots:
-    """Stands in for a compressor: returns slots made before, in the precision of the call."""
+    """Stands in for a compressor: returns slots made before, in the precision of the call.
+
+    memory: how they are made; weights, module: with what, if with anything. Gradients flow through that to blocks and parameters.
+    """
 
     keys: Tensor
     values: Tensor
+    memory: Compress
+    weights: tuple[Tensor, Tensor] | None = None
+    module: Any = None
 
     def __call__(self, k_blocks: Tensor, v_blocks: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, kv_heads, slots, block, d) each -> the slots, whatever the blocks hold."""
-        return self.keys.to(k_blocks.dtype), self.values.to(v_blocks.dtype)
+        given = self.keys.to(k_blocks.dtype), self.values.to(v_blocks.dtype)
+        if not torch.is_grad_enabled():
+            return given
+        # Blocks laid end to end are compressed one by one when the stride is the block.
+        apart = replace(self.memory, stride=self.memory.block)
+        laid = k_blocks.flatten(2, 3), v_blocks.flatten(2, 3)
+        made = reference.compress(apart, *laid, weights=self.weights, compressor=self.module)
+        return _value_of(given[0], made[0]), _value_of(given[1], made[1])
 
     def positive(self) -> GivenSlots:
         """The same with all values made positive."""
-        return GivenSlots(self.keys, self.values.abs())
+        return replace(self, values=self.values.abs())
+
+    def made_with(self, options: Mapping[str, Any], name: str) -> GivenSlots:
+        """The same, made with the weights or the module that these options have for the memory `name`."""
+        weights, module = (options.get(each, {}).get(name) for each in ("weights", "compressors"))
+        return replace(self, weights=weights, module=module)
+
+
+def _value_of(given: Tensor, made: Tensor) -> Tensor:
+    """The first one's value with the second one's gradient. The zero is no product, so that no NaN gets in."""
+    if not made.requires_grad:
+        return given
+    carrier = made - made.detach()
+    return given + torch.where(torch.isfinite(carrier), carrier, torch.zeros_like(carrier))
 
 
 def give_slots(op: AttentionOp, k: Any, v: Any, options: Mapping[str, Any]) -> tuple[Pattern, dict[str, Any], list[Mismatch]]:
@@ -70,7 +98,7 @@ def _make_slots(op: AttentionOp, memory: Compress, k: Tensor, v: Tensor, options
             clean = truth.isfinite().all(-1, keepdim=True)
             kept = (each.where(clean, 0.0) for each in (slots, truth, baseline.double()))
             found += [*check_poisoned(slots, truth, what=f"slots of {memory.name}"), *check_rows(*kept, what=f"slots of {memory.name}")]
-    return GivenSlots(*made), found
+    return GivenSlots(*made, memory, weights, module), found
 
 
 def _widened(weights: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:

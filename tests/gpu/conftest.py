@@ -1,4 +1,4 @@
-"""Kernels compiled and run for real. By hand, on a machine with a GPU: pytest tests/gpu -n 8. `make test` never comes here."""
+"""Kernels compiled and run for real. By hand, on a machine with a GPU: pytest tests/gpu -n 4. `make test` never comes here."""
 
 import pytest
 import torch

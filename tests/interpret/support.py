@@ -14,8 +14,12 @@ from nsa_dsl.loader import load_spec
 from nsa_dsl.op import AttentionOp
 from nsa_dsl.pattern import Pattern
 from nsa_dsl.verify.cases import Case
-from nsa_dsl.verify.checks import check_case, check_results, with_extra
+from nsa_dsl.verify.checks import check_results, with_extra
+from nsa_dsl.verify.damage import check_damage
+from nsa_dsl.verify.example import check_case
+from nsa_dsl.verify.gradients import check_gradients
 from nsa_dsl.verify.inputs import Inputs, make_inputs
+from nsa_dsl.verify.transposed import check_transposed
 
 CPU = torch.device("cpu")
 
@@ -53,6 +57,14 @@ def agree_on(text: str, inputs: Inputs, **changes: Any) -> None:
     """Results and choices are the reference's on these inputs. changes: to the usual case; it must have the inputs' sizes."""
     pattern, case = parse(text), replace(USUAL, **changes)
     refuse(check_results(compiled(pattern, case), case, inputs))
+
+
+def agree_in_gradients(text: str, **changes: Any) -> None:
+    """Gradients, for cotangents of output and log-sum-exps, are those of float64 autograd through the reference, and key gradients sum
+    over exactly the queries that see the key. changes: to the usual case; damage is checked instead if there is some."""
+    pattern, case = parse(text), replace(USUAL, **{"gradients": "out and lse", "tokens": 29, **changes})
+    op, inputs = compiled(pattern, case), inputs_of(pattern, case)
+    refuse([*(check_gradients if case.damage == "none" else check_damage)(op, case, inputs), *check_transposed(op, case, CPU)])
 
 
 def refuse(found: list[Mismatch]) -> None:

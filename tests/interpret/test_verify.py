@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,13 +12,14 @@ import torch
 from hypothesis import find, given, settings
 from interpret import bfloat16
 
-from nsa_dsl.compiler import compile_source
+from nsa_dsl.compiler import compile_backward, compile_source
 from nsa_dsl.loader import load_spec
 from nsa_dsl.op import AttentionOp
 from nsa_dsl.pattern import Pattern
+from nsa_dsl.schedule import LaunchShape
 from nsa_dsl.verify import patterns_to_try, verify_pattern, verify_spec
 from nsa_dsl.verify.cases import INTERPRETER, Case, Layout, cases, edges
-from nsa_dsl.verify.checks import check_case
+from nsa_dsl.verify.example import check_case
 from nsa_dsl.verify.inputs import make_inputs, place
 from nsa_dsl.verify.scaling import visible_structure
 
@@ -117,6 +119,28 @@ def test_every_kind_of_argument_is_made(made: Pattern) -> None:
         assert check_case(op, case, CPU) == []
 
 
+@pytest.mark.parametrize("made", [PACKED, MERGED, MIXED, BIASED, KEPT, LISTED, APART], ids=lambda each: each.name)
+def test_every_kind_of_argument_is_differentiated(made: Pattern) -> None:
+    op, case = AttentionOp(made, rows=16, cols=16), replace(CASE, tokens=21, documents=3 if made is PACKED else 1)
+    for seed, gradients in enumerate(("out and lse", "out", "structure", "structure")):
+        assert check_case(op, replace(case, seed=seed, gradients=gradients), CPU) == []
+    assert check_case(op, replace(case, tokens=0, gradients="out", damage="key"), CPU) == []
+
+
+def test_a_query_missing_from_the_transposed_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The inverse index without the last query of every block: one query of one head, where heads do not choose together."""
+
+    def faulty(pattern: Pattern, shape: LaunchShape) -> str:
+        return compile_backward(pattern, shape).replace("(sizes[blocks] - done)", "(sizes[blocks] - done - 1).clamp(min=0)")
+
+    monkeypatch.setattr("nsa_dsl.op.compile_backward", faulty)
+    chosen = pattern("pattern chosen { output attend(tokens, causal & top(1, block = 4, by = scores, share = head)) }")
+    case = replace(CASE, heads=1, seed=1, gradients="structure")
+    found = check_case(AttentionOp(chosen, rows=16, cols=16), case, CPU)
+    assert found
+    assert any(re.fullmatch(r"query \d+ of head 0 is missing", each.note) for each in found)
+
+
 def test_bfloat16_agrees_once_the_interpreter_is_repaired(monkeypatch: pytest.MonkeyPatch) -> None:
     op, case = AttentionOp(CAUSAL, rows=16, cols=16), replace(CASE, dtype="bf16")
     assert check_case(op, case, CPU) != []
@@ -156,7 +180,7 @@ def test_the_seed_decides_and_progress_counts() -> None:
     first = verify_pattern(CAUSAL, examples=3, seed=5, progress=seen.append)
     assert first.ok
     assert seen == [1, 2, 3]
-    assert "3 examples agree" in str(first)
+    assert f"3 examples agree with the reference, {first.gradients} of them in gradients too" in str(first)
 
 
 def test_a_spec_is_tried_with_parameters_that_show() -> None:

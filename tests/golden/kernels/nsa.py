@@ -26,6 +26,9 @@ import triton.language as tl
 SCORE_BYTES = 134217728
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+# What sums and log-sum-exps are kept in.
+ACC = tl.constexpr(tl.float32)
+ACC_TORCH = torch.float32
 
 @triton.jit
 def load_rows(base, positions, stride, ok, DIM: tl.constexpr, PAD: tl.constexpr, EDGE: tl.constexpr):
@@ -75,16 +78,16 @@ def attend_windowed(
     rows = tile * TILE_M + tl.arange(0, TILE_M)
     row_ok = rows < n_tokens
     q = load_rows(q_base, rows, q_token, row_ok, DIM_QK, PAD_QK, True)
-    row_max = tl.full([TILE_M], float("-inf"), tl.float32)
-    row_sum = tl.zeros([TILE_M], tl.float32)
-    acc = tl.zeros([TILE_M, PAD_V], tl.float32)
+    row_max = tl.full([TILE_M], float("-inf"), ACC)
+    row_sum = tl.zeros([TILE_M], ACC)
+    acc = tl.zeros([TILE_M, PAD_V], ACC)
 
     # Full tiles: every pair is visible, no mask.
 
     for key_tile in tl.range(tl.maximum(0, 2 * tile - 6), 2 * tile, 1):
         cols = key_tile * TILE_N + tl.arange(0, TILE_N)
         key = load_rows(k_base, cols, k_token, cols >= 0, DIM_QK, PAD_QK, False)
-        scores = tl.dot(q, tl.trans(key), input_precision="ieee")
+        scores = tl.dot(q, tl.trans(key), input_precision="ieee", out_dtype=ACC)
         scores = scores * (scale * LOG2E)
         value = load_rows(v_base, cols, v_token, cols >= 0, DIM_V, PAD_V, False)
         new_max = tl.maximum(row_max, tl.max(scores, 1))
@@ -92,7 +95,7 @@ def attend_windowed(
         weight = tl.exp2(scores - safe_max[:, None])
         decay = tl.exp2(row_max - safe_max)
         row_sum = row_sum * decay + tl.sum(weight, 1)
-        acc = tl.dot(weight.to(value.dtype), value, acc * decay[:, None], input_precision="ieee")
+        acc = tl.dot(weight.to(value.dtype), value, acc * decay[:, None], input_precision="ieee", out_dtype=ACC)
         row_max = new_max
 
     # Partial tiles: masked.
@@ -101,7 +104,7 @@ def attend_windowed(
         cols = key_tile * TILE_N + tl.arange(0, TILE_N)
         in_range = cols < n_keys
         key = load_rows(k_base, cols, k_token, in_range, DIM_QK, PAD_QK, True)
-        scores = tl.dot(q, tl.trans(key), input_precision="ieee")
+        scores = tl.dot(q, tl.trans(key), input_precision="ieee", out_dtype=ACC)
         scores = scores * (scale * LOG2E)
         allowed = in_range[None, :] & ((rows[:, None] - 512 < cols[None, :]) & (cols[None, :] <= rows[:, None]))
         scores = tl.where(allowed, scores, float("-inf"))
@@ -112,7 +115,7 @@ def attend_windowed(
         weight = tl.exp2(scores - safe_max[:, None])
         decay = tl.exp2(row_max - safe_max)
         row_sum = row_sum * decay + tl.sum(weight, 1)
-        acc = tl.dot(weight.to(value.dtype), tl.where(wild, 0.0, value).to(value.dtype), acc * decay[:, None], input_precision="ieee")
+        acc = tl.dot(weight.to(value.dtype), tl.where(wild, 0.0, value).to(value.dtype), acc * decay[:, None], input_precision="ieee", out_dtype=ACC)
         row_max = new_max
         if tl.max(tl.max(wild.to(tl.int32), 1), 0) > 0:
             touched = tl.dot(allowed.to(tl.float16), wild.to(tl.float16))
@@ -122,7 +125,7 @@ def attend_windowed(
         cols = key_tile * TILE_N + tl.arange(0, TILE_N)
         in_range = cols < n_keys
         key = load_rows(k_base, cols, k_token, in_range, DIM_QK, PAD_QK, True)
-        scores = tl.dot(q, tl.trans(key), input_precision="ieee")
+        scores = tl.dot(q, tl.trans(key), input_precision="ieee", out_dtype=ACC)
         scores = scores * (scale * LOG2E)
         allowed = in_range[None, :] & ((rows[:, None] - 512 < cols[None, :]) & (cols[None, :] <= rows[:, None]))
         scores = tl.where(allowed, scores, float("-inf"))
@@ -133,7 +136,7 @@ def attend_windowed(
         weight = tl.exp2(scores - safe_max[:, None])
         decay = tl.exp2(row_max - safe_max)
         row_sum = row_sum * decay + tl.sum(weight, 1)
-        acc = tl.dot(weight.to(value.dtype), tl.where(wild, 0.0, value).to(value.dtype), acc * decay[:, None], input_precision="ieee")
+        acc = tl.dot(weight.to(value.dtype), tl.where(wild, 0.0, value).to(value.dtype), acc * decay[:, None], input_precision="ieee", out_dtype=ACC)
         row_max = new_max
         if tl.max(tl.max(wild.to(tl.int32), 1), 0) > 0:
             touched = tl.dot(allowed.to(tl.float16), wild.to(tl.float16))
@@ -169,16 +172,16 @@ def attend_compressed(
     rows = tile * TILE_M + tl.arange(0, TILE_M)
     row_ok = rows < n_tokens
     q = load_rows(q_base, rows, q_token, row_ok, DIM_QK, PAD_QK, True)
-    row_max = tl.full([TILE_M], float("-inf"), tl.float32)
-    row_sum = tl.zeros([TILE_M], tl.float32)
-    acc = tl.zeros([TILE_M, PAD_V], tl.float32)
+    row_max = tl.full([TILE_M], float("-inf"), ACC)
+    row_sum = tl.zeros([TILE_M], ACC)
+    acc = tl.zeros([TILE_M, PAD_V], ACC)
 
     # Full tiles: every pair is visible, no mask.
 
     for key_tile in tl.range(0, (tile + 7) // 8 - 1, 1):
         cols = key_tile * TILE_N + tl.arange(0, TILE_N)
         key = load_rows(k_base, cols, k_token, cols >= 0, DIM_QK, PAD_QK, False)
-        scores = tl.dot(q, tl.trans(key), input_precision="ieee")
+        scores = tl.dot(q, tl.trans(key), input_precision="ieee", out_dtype=ACC)
         scores = scores * (scale * LOG2E)
         value = load_rows(v_base, cols, v_token, cols >= 0, DIM_V, PAD_V, False)
         new_max = tl.maximum(row_max, tl.max(scores, 1))
@@ -186,7 +189,7 @@ def attend_compressed(
         weight = tl.exp2(scores - safe_max[:, None])
         decay = tl.exp2(row_max - safe_max)
         row_sum = row_sum * decay + tl.sum(weight, 1)
-        acc = tl.dot(weight.to(value.dtype), value, acc * decay[:, None], input_precision="ieee")
+        acc = tl.dot(weight.to(value.dtype), value, acc * decay[:, None], input_precision="ieee", out_dtype=ACC)
         row_max = new_max
 
     # Partial tiles: masked.
@@ -195,7 +198,7 @@ def attend_compressed(
         cols = key_tile * TILE_N + tl.arange(0, TILE_N)
         in_range = cols < n_keys
         key = load_rows(k_base, cols, k_token, in_range, DIM_QK, PAD_QK, True)
-        scores = tl.dot(q, tl.trans(key), input_precision="ieee")
+        scores = tl.dot(q, tl.trans(key), input_precision="ieee", out_dtype=ACC)
         scores = scores * (scale * LOG2E)
         allowed = in_range[None, :] & (16 * cols[None, :] + 31 <= rows[:, None])
         scores = tl.where(allowed, scores, float("-inf"))
@@ -206,7 +209,7 @@ def attend_compressed(
         weight = tl.exp2(scores - safe_max[:, None])
         decay = tl.exp2(row_max - safe_max)
         row_sum = row_sum * decay + tl.sum(weight, 1)
-        acc = tl.dot(weight.to(value.dtype), tl.where(wild, 0.0, value).to(value.dtype), acc * decay[:, None], input_precision="ieee")
+        acc = tl.dot(weight.to(value.dtype), tl.where(wild, 0.0, value).to(value.dtype), acc * decay[:, None], input_precision="ieee", out_dtype=ACC)
         row_max = new_max
         if tl.max(tl.max(wild.to(tl.int32), 1), 0) > 0:
             touched = tl.dot(allowed.to(tl.float16), wild.to(tl.float16))
@@ -297,7 +300,7 @@ def score_selected(
     blocks = block_tile * TILE_B + tl.arange(0, TILE_B)
     # A tile whose first block begins after its last query holds no candidate: nobody reads it.
     if block_tile * TILE_B * 64 <= (first_unit + row_tile * TILE_M + TILE_M - 1) * 1:
-        total = tl.full([TILE_M, TILE_B], 0.0, tl.float32)
+        total = tl.full([TILE_M, TILE_B], 0.0, ACC)
         # All heads of a unit share a KV head and only their sum counts: each key tile is loaded once for all of them.
         kv_head = unit * SHARING // (heads // kv_heads)
         k_base = k_ptr + batch * k_batch + tl.cast(kv_head, tl.int64) * k_head
@@ -312,7 +315,7 @@ def score_selected(
                 q = load_rows(q_base, positions, q_token, row_ok, DIM, PAD, True)
 
                 lse = tl.load(lse_ptr + (batch * heads + head) * n_tokens + positions, mask=row_ok, other=0.0) * LOG2E
-                scores = tl.dot(q, tl.trans(key), input_precision="ieee")
+                scores = tl.dot(q, tl.trans(key), input_precision="ieee", out_dtype=ACC)
                 scores = scores * (scale * LOG2E)
                 total += tl.exp2(tl.where(visible, scores - lse[:, None], float("-inf"))) * ((min(tap * 16 + 32, 64) - max(tap * 16, 0)) / 16)
         row = (batch * (heads // SHARING) + unit) * chunk + entry
@@ -352,9 +355,9 @@ def attend_selected(
     q_rows = (tl.cast(first_head, tl.int64) + entry % GROUP) * q_head + tokens.to(tl.int64) * q_token
     q = load_rows(q_ptr + batch * q_batch, q_rows, 1, row_ok, DIM_QK, PAD_QK, True)
     list_selected = list_selected_ptr + ((batch * kv_heads + kv_head) * tl.cdiv(n_tokens, 1) + tile * RUN // 1) * 16
-    row_max = tl.full([ROWS], float("-inf"), tl.float32)
-    row_sum = tl.zeros([ROWS], tl.float32)
-    acc = tl.zeros([ROWS, PAD_V], tl.float32)
+    row_max = tl.full([ROWS], float("-inf"), ACC)
+    row_sum = tl.zeros([ROWS], ACC)
+    acc = tl.zeros([ROWS, PAD_V], ACC)
 
     # The blocks of selected: 16 of 64 keys at most.
     slot = tl.arange(0, 16)
@@ -365,7 +368,7 @@ def attend_selected(
         cols = tl.load(list_selected + step // 1) * 64 + offset
         in_range = (cols < n_tokens)
         key = load_rows(k_base, cols, k_token, in_range, DIM_QK, PAD_QK, True)
-        scores = tl.dot(q, tl.trans(key), input_precision="ieee")
+        scores = tl.dot(q, tl.trans(key), input_precision="ieee", out_dtype=ACC)
         scores = scores * (scale * LOG2E)
         allowed = in_range[None, :] & row_ok[:, None] & (cols[None, :] <= tokens[:, None])
         scores = tl.where(allowed, scores, float("-inf"))
@@ -375,7 +378,7 @@ def attend_selected(
         weight = tl.exp2(scores - safe_max[:, None])
         decay = tl.exp2(row_max - safe_max)
         row_sum = row_sum * decay + tl.sum(weight, 1)
-        acc = tl.dot(weight.to(value.dtype), value, acc * decay[:, None], input_precision="ieee")
+        acc = tl.dot(weight.to(value.dtype), value, acc * decay[:, None], input_precision="ieee", out_dtype=ACC)
         row_max = new_max
 
     result = acc / tl.where(row_sum == 0.0, 1.0, row_sum)[:, None]
@@ -402,16 +405,16 @@ def combine(
     ok = tokens < n_tokens
     row = (batch * heads + head) * n_tokens + tokens
     gate = gates_ptr + batch * gates_batch + tl.cast(head, tl.int64) * gates_head + tokens.to(tl.int64) * gates_token
-    logit_0_compressed = tl.load(gate + 0 * gates_branch, mask=ok, other=0.0).to(tl.float32)
-    logit_1_selected = tl.load(gate + 1 * gates_branch, mask=ok, other=0.0).to(tl.float32)
-    logit_2_windowed = tl.load(gate + 2 * gates_branch, mask=ok, other=0.0).to(tl.float32)
+    logit_0_compressed = tl.load(gate + 0 * gates_branch, mask=ok, other=0.0).to(ACC)
+    logit_1_selected = tl.load(gate + 1 * gates_branch, mask=ok, other=0.0).to(ACC)
+    logit_2_windowed = tl.load(gate + 2 * gates_branch, mask=ok, other=0.0).to(ACC)
     weight_0_compressed = tl.sigmoid(logit_0_compressed)
     weight_1_selected = tl.sigmoid(logit_1_selected)
     weight_2_windowed = tl.sigmoid(logit_2_windowed)
-    acc = tl.zeros([TILE, PAD], tl.float32)
-    acc += weight_0_compressed[:, None] * load_rows(branch_0_compressed_ptr, row, DIM, ok, DIM, PAD, True).to(tl.float32)
-    acc += weight_1_selected[:, None] * load_rows(branch_1_selected_ptr, row, DIM, ok, DIM, PAD, True).to(tl.float32)
-    acc += weight_2_windowed[:, None] * load_rows(branch_2_windowed_ptr, row, DIM, ok, DIM, PAD, True).to(tl.float32)
+    acc = tl.zeros([TILE, PAD], ACC)
+    acc += weight_0_compressed[:, None] * load_rows(branch_0_compressed_ptr, row, DIM, ok, DIM, PAD, True).to(ACC)
+    acc += weight_1_selected[:, None] * load_rows(branch_1_selected_ptr, row, DIM, ok, DIM, PAD, True).to(ACC)
+    acc += weight_2_windowed[:, None] * load_rows(branch_2_windowed_ptr, row, DIM, ok, DIM, PAD, True).to(ACC)
     store_rows(out_ptr, row, acc, ok, DIM, PAD)
 
 
@@ -462,14 +465,14 @@ def compress_summary(k, v, parameters):
 
 
 def run(
-    q, k, v, *, gates=None, weights=None, compressors=None, scores=None, indices=None, choices=None, documents=None, sinks=None,
-    scale=None, only_choices=False,
+    q, k, v, *, gates=None, weights=None, compressors=None, slots=None, scores=None, indices=None, choices=None, documents=None,
+    sinks=None, scale=None, only_choices=False,
 ):
-    """The layer: returns (output, {branch: log-sum-exp}, {choice: blocks}, {memory: (key slots, value slots)}).
+    """The layer: returns (output, {branch: log-sum-exp}, {choice: blocks}, {memory: (key slots, value slots)}, {branch: its output}).
 
     q: (batch, heads, tokens, d_qk); k: (batch, kv_heads, tokens, d_qk); v: (batch, kv_heads, tokens, d_v), each with last
     stride 1; with `kv per branch`, k and v are dicts by branch. gates: logits (batch, heads, tokens, branches). weights,
-    compressors: by memory. scores, indices, choices: by choice; choices fixes blocks beforehand. documents: int32 (tokens,),
+    compressors: by memory; slots: by memory, made beforehand. scores, indices, choices: by choice; choices fixes blocks beforehand. documents: int32 (tokens,),
     the document of each token. sinks: by branch, (heads,). only_choices: return (None, ...) as soon as
     the blocks are known. The log-sum-exp is natural, float32, (batch, heads, tokens).
     """
@@ -480,33 +483,35 @@ def run(
     group = heads // max(1, kv_heads)
     scale = dim_qk**-0.5 if scale is None else float(scale)
     choices = choices or {}
-    lse, chosen, slots = {}, {}, {}
+    lse, chosen, branches = {}, {}, {}
+    slots = dict(slots or {})
 
     # Memory summary.
-    slots_summary_keys, slots_summary_values = compress_summary(k, v, compressors["summary"])
-    slots["summary"] = (slots_summary_keys, slots_summary_values)
+    if "summary" not in slots:
+        slots["summary"] = compress_summary(k, v, compressors["summary"])
+    slots_summary_keys, slots_summary_values = slots["summary"]
 
     # Branch windowed.
     branch_windowed = torch.empty(batch, heads, n_tokens, dim_v, device=q.device, dtype=q.dtype)
-    lse_windowed = torch.empty(batch, heads, n_tokens, device=q.device, dtype=torch.float32)
+    lse_windowed = torch.empty(batch, heads, n_tokens, device=q.device, dtype=ACC_TORCH)
     _launch(
         attend_windowed, batch * heads * triton.cdiv(n_tokens, 128),
         q, k, v, branch_windowed, lse_windowed, scale, n_tokens, k.shape[2], heads, kv_heads,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
         DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v), warps=8, stages=2,
     )
-    lse["windowed"] = lse_windowed
+    lse["windowed"], branches["windowed"] = lse_windowed, branch_windowed
 
     # Branch compressed.
     branch_compressed = torch.empty(batch, heads, n_tokens, dim_v, device=q.device, dtype=q.dtype)
-    lse_compressed = torch.empty(batch, heads, n_tokens, device=q.device, dtype=torch.float32)
+    lse_compressed = torch.empty(batch, heads, n_tokens, device=q.device, dtype=ACC_TORCH)
     _launch(
         attend_compressed, batch * heads * triton.cdiv(n_tokens, 128),
         q, slots_summary_keys, slots_summary_values, branch_compressed, lse_compressed, scale, n_tokens, slots_summary_keys.shape[2], heads, kv_heads,
         *q.stride()[:3], *slots_summary_keys.stride()[:3], *slots_summary_values.stride()[:3],
         DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v), warps=8, stages=2,
     )
-    lse["compressed"] = lse_compressed
+    lse["compressed"], branches["compressed"] = lse_compressed, branch_compressed
 
     # Choice selected: 16 blocks of 64 keys a query.
     n_blocks = triton.cdiv(n_tokens, 64)
@@ -536,11 +541,11 @@ def run(
     chosen["selected"] = chosen_selected
 
     if only_choices:
-        return None, lse, chosen, slots
+        return None, lse, chosen, slots, branches
 
     # Branch selected.
     branch_selected = torch.empty(batch, heads, n_tokens, dim_v, device=q.device, dtype=q.dtype)
-    lse_selected = torch.empty(batch, heads, n_tokens, device=q.device, dtype=torch.float32)
+    lse_selected = torch.empty(batch, heads, n_tokens, device=q.device, dtype=ACC_TORCH)
     GROUP = group
     ROWS = max(16, min(64, triton.next_power_of_2(1 * GROUP)))
     _launch(
@@ -549,7 +554,7 @@ def run(
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
         DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v), GROUP=GROUP, ROWS=ROWS, warps=2, stages=3,
     )
-    lse["selected"] = lse_selected
+    lse["selected"], branches["selected"] = lse_selected, branch_selected
 
     # The sum of sigmoid-gated branches.
     out = torch.empty(batch, heads, n_tokens, dim_v, device=q.device, dtype=q.dtype)
@@ -558,4 +563,4 @@ def run(
         branch_compressed, branch_selected, branch_windowed, gates, out, n_tokens, heads, *gates.stride(), DIM=dim_v, PAD=_pad(dim_v), warps=4, stages=1,
     )
 
-    return out, lse, chosen, slots
+    return out, lse, chosen, slots, branches

@@ -22,6 +22,9 @@ import triton.language as tl
 SCORE_BYTES = 134217728
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+# What sums and log-sum-exps are kept in.
+ACC = tl.constexpr(tl.float32)
+ACC_TORCH = torch.float32
 
 @triton.jit
 def load_rows(base, positions, stride, ok, DIM: tl.constexpr, PAD: tl.constexpr, EDGE: tl.constexpr):
@@ -71,16 +74,16 @@ def attend_output(
     rows = tile * TILE_M + tl.arange(0, TILE_M)
     row_ok = rows < n_tokens
     q = load_rows(q_base, rows, q_token, row_ok, DIM_QK, PAD_QK, True)
-    row_max = tl.full([TILE_M], float("-inf"), tl.float32)
-    row_sum = tl.zeros([TILE_M], tl.float32)
-    acc = tl.zeros([TILE_M, PAD_V], tl.float32)
+    row_max = tl.full([TILE_M], float("-inf"), ACC)
+    row_sum = tl.zeros([TILE_M], ACC)
+    acc = tl.zeros([TILE_M, PAD_V], ACC)
 
     # Full tiles: every pair is visible, no mask.
 
     for key_tile in tl.range(tl.maximum(0, 2 * tile - 62), 2 * tile, 1):
         cols = key_tile * TILE_N + tl.arange(0, TILE_N)
         key = load_rows(k_base, cols, k_token, cols >= 0, DIM_QK, PAD_QK, False)
-        scores = tl.dot(q, tl.trans(key), input_precision="ieee")
+        scores = tl.dot(q, tl.trans(key), input_precision="ieee", out_dtype=ACC)
         scores = scores * (scale * LOG2E)
         value = load_rows(v_base, cols, v_token, cols >= 0, DIM_V, PAD_V, False)
         new_max = tl.maximum(row_max, tl.max(scores, 1))
@@ -88,7 +91,7 @@ def attend_output(
         weight = tl.exp2(scores - safe_max[:, None])
         decay = tl.exp2(row_max - safe_max)
         row_sum = row_sum * decay + tl.sum(weight, 1)
-        acc = tl.dot(weight.to(value.dtype), value, acc * decay[:, None], input_precision="ieee")
+        acc = tl.dot(weight.to(value.dtype), value, acc * decay[:, None], input_precision="ieee", out_dtype=ACC)
         row_max = new_max
 
     # Partial tiles: masked.
@@ -97,7 +100,7 @@ def attend_output(
         cols = key_tile * TILE_N + tl.arange(0, TILE_N)
         in_range = cols < n_keys
         key = load_rows(k_base, cols, k_token, in_range, DIM_QK, PAD_QK, True)
-        scores = tl.dot(q, tl.trans(key), input_precision="ieee")
+        scores = tl.dot(q, tl.trans(key), input_precision="ieee", out_dtype=ACC)
         scores = scores * (scale * LOG2E)
         allowed = in_range[None, :] & ((rows[:, None] - 4096 < cols[None, :]) & (cols[None, :] <= rows[:, None]))
         scores = tl.where(allowed, scores, float("-inf"))
@@ -108,7 +111,7 @@ def attend_output(
         weight = tl.exp2(scores - safe_max[:, None])
         decay = tl.exp2(row_max - safe_max)
         row_sum = row_sum * decay + tl.sum(weight, 1)
-        acc = tl.dot(weight.to(value.dtype), tl.where(wild, 0.0, value).to(value.dtype), acc * decay[:, None], input_precision="ieee")
+        acc = tl.dot(weight.to(value.dtype), tl.where(wild, 0.0, value).to(value.dtype), acc * decay[:, None], input_precision="ieee", out_dtype=ACC)
         row_max = new_max
         if tl.max(tl.max(wild.to(tl.int32), 1), 0) > 0:
             touched = tl.dot(allowed.to(tl.float16), wild.to(tl.float16))
@@ -118,7 +121,7 @@ def attend_output(
         cols = key_tile * TILE_N + tl.arange(0, TILE_N)
         in_range = cols < n_keys
         key = load_rows(k_base, cols, k_token, in_range, DIM_QK, PAD_QK, True)
-        scores = tl.dot(q, tl.trans(key), input_precision="ieee")
+        scores = tl.dot(q, tl.trans(key), input_precision="ieee", out_dtype=ACC)
         scores = scores * (scale * LOG2E)
         allowed = in_range[None, :] & ((rows[:, None] - 4096 < cols[None, :]) & (cols[None, :] <= rows[:, None]))
         scores = tl.where(allowed, scores, float("-inf"))
@@ -129,7 +132,7 @@ def attend_output(
         weight = tl.exp2(scores - safe_max[:, None])
         decay = tl.exp2(row_max - safe_max)
         row_sum = row_sum * decay + tl.sum(weight, 1)
-        acc = tl.dot(weight.to(value.dtype), tl.where(wild, 0.0, value).to(value.dtype), acc * decay[:, None], input_precision="ieee")
+        acc = tl.dot(weight.to(value.dtype), tl.where(wild, 0.0, value).to(value.dtype), acc * decay[:, None], input_precision="ieee", out_dtype=ACC)
         row_max = new_max
         if tl.max(tl.max(wild.to(tl.int32), 1), 0) > 0:
             touched = tl.dot(allowed.to(tl.float16), wild.to(tl.float16))
@@ -155,14 +158,14 @@ def _launch(kernel, programs, *arguments, warps, stages, **constants):
 
 
 def run(
-    q, k, v, *, gates=None, weights=None, compressors=None, scores=None, indices=None, choices=None, documents=None, sinks=None,
-    scale=None, only_choices=False,
+    q, k, v, *, gates=None, weights=None, compressors=None, slots=None, scores=None, indices=None, choices=None, documents=None,
+    sinks=None, scale=None, only_choices=False,
 ):
-    """The layer: returns (output, {branch: log-sum-exp}, {choice: blocks}, {memory: (key slots, value slots)}).
+    """The layer: returns (output, {branch: log-sum-exp}, {choice: blocks}, {memory: (key slots, value slots)}, {branch: its output}).
 
     q: (batch, heads, tokens, d_qk); k: (batch, kv_heads, tokens, d_qk); v: (batch, kv_heads, tokens, d_v), each with last
     stride 1; with `kv per branch`, k and v are dicts by branch. gates: logits (batch, heads, tokens, branches). weights,
-    compressors: by memory. scores, indices, choices: by choice; choices fixes blocks beforehand. documents: int32 (tokens,),
+    compressors: by memory; slots: by memory, made beforehand. scores, indices, choices: by choice; choices fixes blocks beforehand. documents: int32 (tokens,),
     the document of each token. sinks: by branch, (heads,). only_choices: return (None, ...) as soon as
     the blocks are known. The log-sum-exp is natural, float32, (batch, heads, tokens).
     """
@@ -173,17 +176,18 @@ def run(
     group = heads // max(1, kv_heads)
     scale = dim_qk**-0.5 if scale is None else float(scale)
     choices = choices or {}
-    lse, chosen, slots = {}, {}, {}
+    lse, chosen, branches = {}, {}, {}
+    slots = dict(slots or {})
 
     # Branch output.
     branch_output = torch.empty(batch, heads, n_tokens, dim_v, device=q.device, dtype=q.dtype)
-    lse_output = torch.empty(batch, heads, n_tokens, device=q.device, dtype=torch.float32)
+    lse_output = torch.empty(batch, heads, n_tokens, device=q.device, dtype=ACC_TORCH)
     _launch(
         attend_output, batch * heads * triton.cdiv(n_tokens, 128),
         q, k, v, branch_output, lse_output, scale, n_tokens, k.shape[2], heads, kv_heads,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
         DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v), warps=8, stages=2,
     )
-    lse["output"] = lse_output
+    lse["output"], branches["output"] = lse_output, branch_output
 
-    return branch_output, lse, chosen, slots
+    return branch_output, lse, chosen, slots, branches

@@ -1,0 +1,95 @@
+"""The training curves that benchmarks/train.py left, as a picture.
+
+    python benchmarks/plot.py benchmarks/results/train.json [--out FILE.png]
+
+One column a spec: the loss of kernels, twin and plain dense attention above, smoothed; below, how far the twin and the nudged kernels are
+from the kernels at every step. Needs matplotlib.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+SMOOTH = 10
+"""Steps in the running mean of the losses; the differences below are not smoothed."""
+
+LINES = {"reference": ("dense twin, float32", "tab:orange", 4.0), "kernels": ("generated kernels, bfloat16", "tab:blue", 1.2)}
+
+
+def smooth(values: list[float], width: int = SMOOTH) -> list[float]:
+    """Running means over the last `width` values, of fewer at the beginning."""
+    return [statistics.fmean(values[max(0, end - width) : end]) for end in range(1, len(values) + 1)]
+
+
+def draw(results: dict[str, Any]) -> Any:
+    """The matplotlib figure of what train.json holds; runs that are missing are left out. Raises ValueError if nothing can be drawn."""
+    from matplotlib.figure import Figure
+
+    runs = {each["name"]: each for each in results["runs"]}
+    specs = list(dict.fromkeys(name.split("/")[0] for name in runs if "/" in name))
+    if not specs:
+        raise ValueError("no run of a spec in the results: run benchmarks/train.py first")
+    figure = Figure(figsize=(6 * len(specs), 6), layout="constrained")
+    grid = figure.subplots(2, len(specs), squeeze=False, sharex=True, height_ratios=[3, 1])
+    for column, spec in enumerate(specs):
+        above, below = grid[:, column]
+        _curves(above, runs, spec)
+        _differences(below, runs, spec)
+    machine = next(iter(runs.values()))["machine"]
+    figure.suptitle(f"{machine['card']}, torch {machine['torch']}, triton {machine['triton']}, {machine['commit'][:12]}", fontsize=9)
+    return figure
+
+
+def _curves(axes: Any, runs: dict[str, Any], spec: str) -> None:
+    if "dense" in runs:
+        axes.plot(smooth(runs["dense"]["loss"]), color="0.6", linewidth=1, label=_label("causal attention, dense", runs["dense"]))
+    for kind, (label, color, width) in LINES.items():
+        if f"{spec}/{kind}" in runs:
+            each = runs[f"{spec}/{kind}"]
+            axes.plot(smooth(each["loss"]), color=color, linewidth=width, label=_label(label, each))
+    options = next(each["options"] for name, each in runs.items() if name.startswith(spec))
+    axes.set(title=f"{spec}, context {options['context']:,}", ylabel=f"loss, nats a byte (mean of {SMOOTH} steps)")
+    axes.legend(fontsize=8)
+
+
+def _label(name: str, run: dict[str, Any]) -> str:
+    return f"{name}: {run['tokens_per_second']:,.0f} tokens/s"
+
+
+def _differences(axes: Any, runs: dict[str, Any], spec: str) -> None:
+    kernels = runs.get(f"{spec}/kernels")
+    others = (("nudged", "0.6", "kernels, nudged: the noise"), ("reference", "tab:orange", "dense twin"))
+    for kind, color, label in others:
+        other = runs.get(f"{spec}/{kind}")
+        if kernels and other:
+            axes.plot([a - b for a, b in zip(kernels["loss"], other["loss"], strict=True)], color=color, linewidth=1, label=label)
+    axes.set(xlabel="step", ylabel="kernels minus ...")
+    if axes.lines:
+        axes.legend(fontsize=8)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--out", type=Path, help="default: beside the results, with .png")
+    given = parser.parse_args()
+    try:
+        figure = draw(json.loads(given.results.read_text()))
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "matplotlib":
+            raise
+        print("drawing needs matplotlib, which is not installed: pip install 'nsa-dsl[bench]'", file=sys.stderr)
+        return 2
+    path = given.out or given.results.with_suffix(".png")
+    figure.savefig(path, dpi=120)
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""Every kernel of NSA and ASA once, forward and backward, at small odd sizes: for compute-sanitizer.
+
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck python benchmarks/sanitize.py
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool racecheck python benchmarks/sanitize.py
+
+Without torch's caching allocator every tensor has bounds that the tool knows. The kernels that ran are printed. Run it once without the
+tool first: then the kernels come from Triton's cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+from benchmarks.cases import DTYPES, TORCH, Sizes, make_inputs
+from benchmarks.cases_backward import make_cotangents, op_gradients
+from benchmarks.suite import example
+from benchmarks.timing import launches
+from nsa_dsl.op import AttentionOp
+
+SMALL = (
+    ("nsa", "nsa", {"l": 8, "d": 4, "b": 16, "n": 3, "w": 20}),
+    ("asa", "global", {"b": 16, "n": 3}),
+    ("asa", "local", {"w": 20}),
+)
+"""Parameters at which everything shows within a hundred tokens."""
+
+SIZES = Sizes(heads=4, kv_heads=2, dim_qk=24, dim_v=40)
+
+
+def run(file: str, name: str, parameters: dict[str, int], dtype: str, tokens: int, device: str) -> dict[str, int]:
+    """Choose, forward and backward; the kernels launched and how often."""
+    pattern = example(file, name, **parameters)
+    op, inputs = AttentionOp(pattern), make_inputs(pattern, TORCH[dtype], tokens, SIZES, device=device)
+    counts: dict[str, int] = {}
+
+    def counted(kernel: str, launch: Callable[[], None]) -> None:
+        counts[kernel] = counts.get(kernel, 0) + 1
+        launch()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    modules = [op.module(inputs.q, SIZES.dim_v, backward=backward) for backward in (False, True)]
+    with launches(modules, counted):
+        made = op_gradients(op, inputs, make_cotangents(pattern, inputs)[1])
+    bad = [name for name, each in made.items() if not bool(each.isfinite().all())]
+    if bad:
+        raise RuntimeError(f"{file}.{name}: gradients of {', '.join(bad)} are not finite")
+    return counts
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtype", nargs="*", choices=DTYPES, default=["bf16"])
+    parser.add_argument("--tokens", type=int, nargs="*", default=[77])
+    parser.add_argument("--device", default="cuda", help="cpu runs under Triton's interpreter, to try this script")
+    options = parser.parse_args()
+    for file, name, parameters in SMALL:
+        for dtype in options.dtype:
+            for tokens in options.tokens:
+                ran = run(file, name, parameters, dtype, tokens, options.device)
+                print(f"{file}.{name} {dtype} N={tokens}: {', '.join(f'{kernel} x {count}' for kernel, count in ran.items())}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

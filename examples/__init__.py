@@ -1,0 +1,1 @@
+"""Specs of published patterns, and in `train` a language model that is made of one."""

@@ -1,0 +1,199 @@
+"""From the gradient graph to a plan of the backward pass: which kernels run, in which order, with which tiles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+from nsa_dsl.graph import (
+    BlockGraph,
+    CombineGradNode,
+    CompressGradNode,
+    GradientNode,
+    KeyGradNode,
+    Node,
+    Part,
+    QueryGradNode,
+)
+from nsa_dsl.pattern import Branch, Compress, Pattern
+from nsa_dsl.relation import EMPTY, Chosen, Condition, conjunction, rewrite, transposed
+from nsa_dsl.schedule import (
+    CARDS,
+    AttendStep,
+    ChosenStep,
+    LaunchShape,
+    StaticStep,
+    Tiles,
+    first_that_fits,
+    monotone,
+    plan_attend,
+    producer_of,
+    tile_override,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RowsStep:
+    """Row weights and deltas of all branches, and the gates' gradient. branches: names of Attend nodes in the order of the gates."""
+
+    kind: Literal["gate", "mix", "merge", "single"]
+    branches: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SinksStep:
+    """The gradient of a branch's learned sinks."""
+
+    branch: str
+
+
+@dataclass(frozen=True, slots=True)
+class QueriesStep:
+    """One branch's share of the queries' gradient. attend: the branch as its forward runs, with tiles of this pass."""
+
+    attend: AttendStep
+
+
+@dataclass(frozen=True, slots=True)
+class StaticKeysStep:
+    """The gradients of a branch's keys and values over a static relation. walked: the relation whose query tiles are visited;
+    seen: the pairs that count, which may ask for choices; keys, values: the nodes they are the gradients of."""
+
+    branch: Branch
+    keys: str
+    values: str
+    walked: Condition
+    seen: Condition
+    tiles: Tiles
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenKeysStep:
+    """The gradients of a branch's keys and values from the pairs that its choice number `place` adds."""
+
+    attend: ChosenStep
+    place: int
+    tiles: Tiles
+
+
+@dataclass(frozen=True, slots=True)
+class CompressGradStep:
+    """From slots' gradients to tokens'. node: the Compress node; source: the keys or values that were compressed."""
+
+    node: str
+    source: str
+    memory: Compress
+    part: Part
+
+
+BackwardStep: TypeAlias = RowsStep | SinksStep | QueriesStep | StaticKeysStep | ChosenKeysStep | CompressGradStep
+
+
+@dataclass(frozen=True, slots=True)
+class BackwardPlan:
+    """Steps in an order in which every input exists before it is read."""
+
+    pattern: Pattern
+    shape: LaunchShape
+    steps: tuple[BackwardStep, ...]
+
+
+def plan_backward(pattern: Pattern, graph: BlockGraph, shape: LaunchShape) -> BackwardPlan:
+    """The plan of a differentiated graph. Raises NotSupported for a construct that has no kernel yet."""
+    steps = (step for name in graph.order() for step in _plan_node(graph, name, graph.node(name), shape))
+    return BackwardPlan(pattern, shape, tuple(steps))
+
+
+def _plan_node(graph: BlockGraph, name: str, node: Node, shape: LaunchShape) -> tuple[BackwardStep, ...]:
+    match node:
+        case CombineGradNode(kind, branches):
+            return (RowsStep(kind, branches),)
+        case GradientNode("sinks", owner) if owner is not None:
+            return (SinksStep(owner),)
+        case QueryGradNode(branch, _, may_where, slot_where):
+            attend = plan_attend(graph, name, branch, may_where if slot_where is None else slot_where, shape)
+            return (QueriesStep(replace(attend, tiles=_query_tiles(attend, shape))),)
+        case KeyGradNode(branch, _, may_where, slot_where):
+            # The graph holds the transposed relation; tiles are made from either side of the same one.
+            relation = transposed(may_where if slot_where is None else slot_where)
+            return _plan_keys(plan_attend(graph, name, branch, relation, shape), shape)
+        case CompressGradNode(memory, part):
+            made = name.removeprefix("grad.")
+            return (CompressGradStep(made, producer_of(graph, made, part), memory, part),)
+        case _:
+            return ()
+
+
+def _plan_keys(attend: AttendStep, shape: LaunchShape) -> tuple[BackwardStep, ...]:
+    """With F what is visible when nothing is chosen: first F, then for every choice the pairs that neither F nor an earlier one has."""
+    tiles = key_tiles(shape)
+    if isinstance(attend, StaticStep):
+        return (StaticKeysStep(attend.branch, attend.keys, attend.values, attend.relation, attend.relation, tiles),)
+    atoms = {each.name: Chosen(each.name) for each in attend.branch.choices}
+    nothing = rewrite(attend.where, {}, dict.fromkeys(atoms.values(), EMPTY))
+    steps: list[BackwardStep] = []
+    if nothing != EMPTY:
+        growing = all(monotone(attend.where, each) for each in atoms)
+        seen = nothing if growing else conjunction(nothing, attend.where)
+        steps.append(StaticKeysStep(attend.branch, attend.keys, attend.values, nothing, seen, tiles))
+    for place, choice in enumerate(attend.branch.choices):
+        steps.append(ChosenKeysStep(attend, place, list_tiles(shape, choice.block)))
+    return tuple(steps)
+
+
+# The tiles measured fastest on an H100 at head dimension 128, then smaller ones for less shared memory.
+_QUERIES_16_BIT = (
+    Tiles(128, 64, 8, 3),
+    Tiles(128, 64, 8, 2),
+    Tiles(64, 64, 4, 2),
+    Tiles(64, 32, 8, 2),
+    Tiles(32, 32, 4, 2),
+    Tiles(32, 32, 4, 1),
+)
+_QUERIES_32_BIT = (Tiles(32, 16, 4, 2), Tiles(16, 16, 4, 1))
+_KEYS_16_BIT = (
+    Tiles(32, 128, 8, 3),
+    Tiles(32, 64, 4, 3),
+    Tiles(32, 64, 8, 3),
+    Tiles(32, 64, 8, 2),
+    Tiles(32, 32, 4, 2),
+    Tiles(32, 32, 8, 2),
+    Tiles(16, 32, 4, 2),
+    Tiles(16, 32, 4, 1),
+)
+_KEYS_32_BIT = (Tiles(16, 32, 8, 2), Tiles(16, 16, 8, 2), Tiles(16, 16, 8, 1))
+
+_ACCUMULATORS, _ACCUMULATORS_WIDE = 128, 100
+"""Most registers a thread may hold of the two gradients that a program of keys adds up; the second where head dimensions above 128 take
+registers for rows, too."""
+
+
+def _query_tiles(attend: AttendStep, shape: LaunchShape) -> Tiles:
+    """Tiles of the queries' gradient."""
+    if isinstance(attend, ChosenStep):
+        return attend.tiles
+    dims = sum(shape.padded)
+    ladder = _QUERIES_32_BIT if shape.element_bytes > 2 else _QUERIES_16_BIT
+    pairs = CARDS[shape.card].static_pairs if max(shape.padded) <= 128 else 64 * 32
+    fitting = tuple(each for each in ladder if each.rows * each.cols <= pairs)
+    return tile_override(shape, first_that_fits(fitting, shape, dims, dims))
+
+
+def key_tiles(shape: LaunchShape, most: int = 128) -> Tiles:
+    """Tiles of the keys' and values' gradients: rows come and go, cols stay. most: keys a program may have."""
+    dims = sum(shape.padded)
+    ladder = _KEYS_32_BIT if shape.element_bytes > 2 else _KEYS_16_BIT
+    room = 32 * (_ACCUMULATORS if max(shape.padded) <= 128 else _ACCUMULATORS_WIDE)
+    # A step holds scores and slopes of its pairs at once: half as many as the forward.
+    pairs = CARDS[shape.card].static_pairs // 2
+    fitting = tuple(
+        each for each in ladder if each.cols <= most and each.cols * dims <= room * each.warps and each.rows * each.cols <= pairs
+    )
+    fitting = fitting or ladder[-1:]
+    return tile_override(shape, first_that_fits(fitting, shape, dims, dims, stay="cols"))
+
+
+def list_tiles(shape: LaunchShape, block: int) -> Tiles:
+    """Tiles of the keys' and values' gradients of chosen blocks of `block` keys."""
+    tiles = key_tiles(shape, most=64 if max(shape.padded) <= 128 else 32)
+    return replace(tiles, cols=max(16, min(tiles.cols, 1 << (block - 1).bit_length())))

@@ -1,0 +1,77 @@
+"""The GPU suites' own mathematics, without a GPU: long NSA against the dense reference, what the rules refuse, the peers' masks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import cases_backward, literal_nsa
+from benchmarks.cases import Sizes, make_inputs, ungated
+from benchmarks.cases_backward import Repeats, check_gradients, make_cotangents, reference_gradients
+from benchmarks.suite import example
+from benchmarks.timing_backward import CASES, MaskMod
+from nsa_dsl import reference
+from nsa_dsl.pattern import Pattern
+from nsa_dsl.reference.visible import mask
+from nsa_dsl.verify.slots import GivenSlots
+
+SIZES = Sizes(heads=4, kv_heads=2, dim_qk=8, dim_v=12)
+
+
+def test_long_nsa_is_the_dense_reference() -> None:
+    pattern = example("nsa", "nsa", l=8, d=4, b=16, n=3, w=20)
+    inputs = make_inputs(pattern, torch.float32, 70, SIZES, device="cpu")
+    chosen = reference.choose(pattern, inputs.q, inputs.k, inputs.v, **ungated(inputs))
+    memory, module = pattern.memories[0], inputs.options["compressors"]["summary"]
+    slots = reference.compress(memory, inputs.k, inputs.v, compressor=module)
+    cotangents = make_cotangents(pattern, inputs)[1]
+    dense = reference_gradients(pattern, inputs, {"summary": GivenSlots(*slots, memory)}, chosen, torch.float64, [cotangents])[0][0]
+    given = literal_nsa._given(pattern, inputs, slots, chosen["selected"], torch.float64)
+    found, sums = literal_nsa._check_runs(given, inputs, cotangents, dense, run=32)
+    assert found == []
+    literal = literal_nsa._through_compressor(given, sums["exact"], module, torch.float64)
+    assert set(literal) == set(dense) - {"q", "gates"}
+    for name, each in literal.items():
+        torch.testing.assert_close(each, dense[name], rtol=0, atol=1e-11)
+    wrong = {**dense, "q": dense["q"] * 1.01}
+    assert any("d(q)" in str(each) for each in literal_nsa._check_runs(given, inputs, cotangents, wrong, run=32)[0])
+
+
+class Dense:
+    """Attention in float32 in an op's place. fault: what is wrong with its gradients."""
+
+    def __init__(self, pattern: Pattern, fault: str) -> None:
+        self.pattern, self.fault = pattern, fault
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool) -> Any:
+        if self.fault == "scale twice in dk" and k.requires_grad:
+            k.register_hook(lambda gradient: gradient * q.shape[-1] ** -0.5)
+        if self.fault == "last key without a gradient" and v.requires_grad:
+            v.register_hook(lambda gradient: gradient * (torch.arange(v.shape[2]) < v.shape[2] - 1)[:, None])
+        if self.fault == "never the same":
+            q.register_hook(lambda gradient: gradient * (1 + 1e-6 * torch.rand(())))
+        out, lse = reference.attend(self.pattern, q, k, v, dtype=torch.float32, return_lse=return_lse)
+        return out.to(q.dtype), lse
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("fault", ["none", "scale twice in dk", "last key without a gradient"])
+def test_wrong_gradients_are_refused(fault: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cases_backward, "AttentionOp", lambda pattern: Dense(pattern, fault))
+    assert bool(check_gradients(example("streaming", "streaming", w=9), dtype, 40, SIZES, "cpu")) == (fault != "none")
+
+
+def test_runs_that_differ_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for fault in ("none", "never the same"):
+        monkeypatch.setattr(cases_backward, "AttentionOp", lambda pattern, fault=fault: Dense(pattern, fault))
+        assert bool(Repeats(3)(example("causal", "causal"), "fp32", 20, SIZES, "cpu")) == (fault != "none")
+
+
+@pytest.mark.parametrize(("file", "name", "peer"), CASES, ids=[each[1] for each in CASES])
+def test_peers_see_the_same_keys(file: str, name: str, peer: MaskMod) -> None:
+    tokens = torch.arange(3072)
+    seen = mask(example(file, name), 3072, 1, 1)["output"][0, 0]
+    assert torch.equal(seen, peer(torch.tensor(0), torch.tensor(0), tokens[:, None], tokens[None, :]).expand_as(seen))
