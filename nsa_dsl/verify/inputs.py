@@ -166,7 +166,9 @@ def _options(pattern: Pattern, case: Case, random: torch.Generator, device: torc
     used = {each.memory.name: each.memory for each in pattern.branches if each.memory in pattern.memories}
     weighted = {name: each.block for name, each in used.items() if each.by == "weighted"}
     if weighted:
-        options["weights"] = {name: (drawn(case.kv_heads, block), drawn(case.kv_heads, block)) for name, block in weighted.items()}
+        # Quarters, so that sums of weighted keys stay as exact as the keys: beside 55,000 a rounded product would be all that is seen.
+        quarters = {name: [(drawn(case.kv_heads, block) * 4).round() / 4 for _ in "kv"] for name, block in weighted.items()}
+        options["weights"] = {name: (for_k, for_v) for name, (for_k, for_v) in quarters.items()}
     learned = [name for name, each in used.items() if each.by == "mlp"]
     if learned:
         options["compressors"] = _compressors(pattern, case, learned, device)

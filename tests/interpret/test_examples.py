@@ -10,7 +10,7 @@ from nsa_dsl.verify import describe, patterns_to_try, verify_pattern
 
 FILES = sorted((Path(__file__).parents[2] / "examples").glob("*.nsa"))
 CASES = {
-    f"{path.stem}.{describe(each)}": (each, 5 if place == 0 else 1)
+    f"{path.stem}.{describe(each)}": (each, 3 if place == 0 else 1)
     for path in FILES
     for group in patterns_to_try(path, scaled=True)
     for place, each in enumerate(group)
