@@ -21,11 +21,11 @@ demo: $(READY) ## a spec, its picture, its kernels, held to the reference, and a
 # Three processes: Triton decides once, when it is first imported, whether it interprets or compiles.
 test: lint ## lint, then all tests that need no GPU
 	@echo "== without kernels"
-	@env -u TRITON_INTERPRET $(PYTEST) tests --numprocesses 2
+	@env -u TRITON_INTERPRET $(PYTEST) tests --numprocesses 2 --dist worksteal
 	@echo "== kernels under Triton's interpreter"
-	@TRITON_INTERPRET=1 $(PYTEST) tests/interpret --numprocesses 2
+	@TRITON_INTERPRET=1 $(PYTEST) tests/interpret --numprocesses 2 --dist worksteal
 	@echo "== kernels compiled ahead of time for every architecture"
-	@env -u TRITON_INTERPRET $(PYTEST) tests/aot --numprocesses 2
+	@env -u TRITON_INTERPRET $(PYTEST) tests/aot --numprocesses 2 --dist worksteal
 
 lint: $(READY) ## ruff, mypy, the layer contracts, the specs' format
 	@$(BIN)/ruff check .
@@ -40,7 +40,7 @@ fmt: $(READY) ## format the Python and the example specs
 	@$(BIN)/nsa fmt $(SPECS)
 
 golden: $(READY) ## rewrite the golden files from what the compiler prints now; then read `git diff`
-	@NSA_UPDATE_GOLDEN=1 $(PYTEST) tests --numprocesses 2
+	@NSA_UPDATE_GOLDEN=1 $(PYTEST) tests --numprocesses 2 --dist worksteal
 
 clean: ## delete the environment and everything that is made
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

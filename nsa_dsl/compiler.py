@@ -36,4 +36,6 @@ def compile_backward(pattern: Pattern, shape: LaunchShape = _USUAL) -> str:
     shape: what tiles are chosen for. Raises as compile_source.
     """
     refuse_overlap(pattern)
-    return emit_backward(plan_backward(pattern, differentiate(run_passes(lower(pattern))), shape))
+    graph = differentiate(run_passes(lower(pattern)))
+    graph.verify()
+    return emit_backward(plan_backward(pattern, graph, shape))

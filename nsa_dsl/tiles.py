@@ -63,21 +63,6 @@ class Tiling:
     exact: bool
 
 
-def tile_pieces(relation: Condition, rows: int, cols: int, *, keys: Term = Var("N"), most: int = 8) -> tuple[Piece, ...]:  # noqa: B008
-    """The key tiles that hold a pair which query tile `tile`, queries [tile * rows, tile * rows + rows) below N, allows.
-
-    relation: over i, j, h, N, heads, kv_heads, without choices; SameDocument counts as true, the caller masks it.
-    keys: the number of key positions as a term in N. most: more pieces than this are merged, at the price of an `inner`.
-    A relation too hard for isl gives every tile as partial; `tiling` tells. Raises ValueError for a choice.
-    """
-    return tiling(relation, rows, cols, keys=keys, most=most).pieces
-
-
-def query_pieces(relation: Condition, rows: int, cols: int, *, keys: Term = Var("N"), most: int = 8) -> tuple[Piece, ...]:  # noqa: B008
-    """The query tiles that see something of key tile `tile`: the loops of a backward pass. Arguments as in tile_pieces."""
-    return tiling(relation, rows, cols, keys=keys, most=most, over="queries").pieces
-
-
 _MOST_DIVISIONS = 16
 
 
@@ -96,7 +81,13 @@ def tiling(
     most: int = 8,
     over: Side = "keys",
 ) -> Tiling:
-    """The pieces and whether they are exact. over: what the inner loop runs over, key tiles or query tiles."""
+    """The key tiles that hold a pair which query tile `tile`, queries [tile * rows, tile * rows + rows) below N, allows; or, over queries,
+    the query tiles that hold one which key tile `tile` allows.
+
+    relation: over i, j, h, N, heads, kv_heads, without choices; SameDocument counts as true, the caller masks it. keys: the number of
+    key positions as a term in N. most: more pieces than this are merged, at the price of an `inner`. A relation too hard for isl gives
+    every tile as partial. Raises ValueError for a choice.
+    """
     # Projecting many divisions at once takes isl minutes in steps that it does not count.
     hopeless = _divisions(relation) > _MOST_DIVISIONS
     for split in () if hopeless else (True, False):

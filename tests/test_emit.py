@@ -21,6 +21,7 @@ from nsa_dsl.ahead import record_launches
 from nsa_dsl.compiler import compile_backward, compile_source
 from nsa_dsl.diagnostics import SpecError
 from nsa_dsl.execute import check_source, load_module
+from nsa_dsl.graph import GraphError
 from nsa_dsl.loader import load_spec
 from nsa_dsl.pattern import Pattern
 from nsa_dsl.schedule import CARDS, LaunchShape
@@ -230,3 +231,10 @@ def test_only_needed_functions_are_written() -> None:
 def test_no_kernel_adds_atomically() -> None:
     """Sums that race have no order: two runs would differ."""
     assert "atomic" not in compile_source(parse(EVERYTHING)) + compile_backward(parse(EVERYTHING))
+
+
+def test_a_gradient_graph_that_is_wrong_gets_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the transposed relation is forgotten."""
+    monkeypatch.setattr("nsa_dsl.passes.differentiate.inverse_static", lambda edge: edge)
+    with pytest.raises(GraphError, match=r"grad\.attend"):
+        compile_backward(parse("pattern unlike_others { output attend(tokens, window(77)) }"))

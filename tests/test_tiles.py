@@ -28,7 +28,7 @@ from nsa_dsl.relation import (
     Var,
     evaluate,
 )
-from nsa_dsl.tiles import Piece, Tiling, tile_pieces, tiling
+from nsa_dsl.tiles import Piece, Tiling, tiling
 
 
 def marked(pieces: tuple[Piece, ...], kinds: npt.NDArray[np.int8], environment: dict[str, int]) -> npt.NDArray[np.int8]:
@@ -97,14 +97,14 @@ def test_usual_relations_are_exact_and_short(name, rows, cols):
 @pytest.mark.parametrize("name", ["causal", "window", "window and first", "prefix", "strided", "sharded", "powers"])
 def test_full_tiles_pay_no_mask(name):
     kinds = enumerate_tiles(USUAL[name], 8, 4, 64, 1, 2)
-    found = marked(tile_pieces(USUAL[name], 8, 4), kinds, {"N": 64, "h": 1, "heads": 2, "kv_heads": 1, "same_document": 1})
+    found = marked(tiling(USUAL[name], 8, 4).pieces, kinds, {"N": 64, "h": 1, "heads": 2, "kv_heads": 1, "same_document": 1})
     np.testing.assert_array_equal(found, kinds)
 
 
 def test_causal_is_two_loops():
     tile, n = Var("tile"), Var("N")
     last = Extreme("min", (plus(Scale(2, tile), 1), FloorDiv(plus(n, -1), 64)))
-    assert tile_pieces(CAUSAL, 128, 64) == (
+    assert tiling(CAUSAL, 128, 64).pieces == (
         Piece(Const(0), Scale(2, tile), 1, True),
         Piece(Scale(2, tile), plus(last, 1), 1, False),
     )
@@ -113,7 +113,7 @@ def test_causal_is_two_loops():
 def test_slots_end_at_the_last_whole_block():
     slots = Compare("<=", plus(Scale(4, J), 7), I)
     keys = plus(FloorDiv(plus(N, -8), 4), 1)
-    pieces = tile_pieces(slots, 8, 4, keys=keys)
+    pieces = tiling(slots, 8, 4, keys=keys).pieces
     for n in (1, 7, 8, 9, 33, 50):
         kinds = enumerate_tiles(slots, 8, 4, n, 0, keys=keys)
         found = marked(pieces, kinds, {"N": n, "h": 0, "heads": 1, "kv_heads": 1})
@@ -121,14 +121,14 @@ def test_slots_end_at_the_last_whole_block():
 
 
 def test_a_negated_document_is_visited_but_never_full():
-    pieces = tile_pieces(Not(SameDocument()), 4, 4)
+    pieces = tiling(Not(SameDocument()), 4, 4).pieces
     assert pieces
     assert not any(piece.full for piece in pieces)
 
 
 def test_a_choice_is_refused():
     with pytest.raises(ValueError, match="selected"):
-        tile_pieces(Chosen("selected"), 4, 4)
+        tiling(Chosen("selected"), 4, 4)
 
 
 def test_what_isl_cannot_do_visits_every_tile(monkeypatch):
@@ -140,7 +140,7 @@ def test_what_isl_cannot_do_visits_every_tile(monkeypatch):
 @pytest.mark.parametrize(("right", "wrong"), [(CAUSAL, Compare("<", J, I)), (window(13), window(14))])
 def test_the_check_sees_what_is_off_by_one(right, wrong):
     kinds = enumerate_tiles(right, 4, 4, 29, 0)
-    found = marked(tile_pieces(wrong, 4, 4), kinds, {"N": 29, "h": 0, "heads": 1, "kv_heads": 1})
+    found = marked(tiling(wrong, 4, 4).pieces, kinds, {"N": 29, "h": 0, "heads": 1, "kv_heads": 1})
     assert not np.array_equal(found, kinds)
 
 

@@ -13,7 +13,7 @@ from nsa_dsl.schedule import CARDS, LaunchShape
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.nsa"))
 CASES = [(path, name) for path in EXAMPLES for name in load_spec(path).patterns]
-EVERY_TEMPLATE = ("nsa", "asa", "moba", "longformer")
+EVERY_TEMPLATE = ("nsa", "asa", "longformer")
 """Files whose patterns use every template between them, with every kind of loop."""
 
 MOST_SPILLED = 256
