@@ -154,7 +154,7 @@ def _check_runs(
         out, lse = sent_out[:, :, at], sent_lse[:, :, at]
         rows = attend_rows(given, q, gates, at, given.k.dtype)
         share = gates.detach().sigmoid()
-        # As in cases_backward.output_rounding: row sums of d(out) * out are made of rounded outputs.
+        # Row sums of d(out) * out are made of rounded outputs: their error acts as a gradient of the row's log-sum-exp.
         error = (size + 8 * FLOAT32 * STEEPNESS) * (out[..., None, :].to(share.dtype) * rows.outs.detach()).norm(dim=-1)
         signs = torch.randint(0, 2, error.shape, generator=random, device=error.device) * 2 - 1
         sides = {
