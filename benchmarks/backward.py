@@ -21,8 +21,8 @@ from benchmarks.cases import LONG_NSA, UNUSUAL, USUAL
 from benchmarks.cases_backward import Repeats, check_gradients
 from benchmarks.literal_nsa import check_long_gradients
 from benchmarks.suite import Outcome, attempt, command_line, example, report, run_checks
-from benchmarks.timing import describe_machine
-from benchmarks.timing_backward import time_backward_cases, time_static_cases
+from benchmarks.timing import time_nsa, time_static
+from nsa_dsl.bench.timing import describe_machine
 
 FEW_HEADS = replace(USUAL, heads=4, kv_heads=2)
 """Where the reference keeps several (heads x tokens x tokens) tensors in float64: at 8,192 tokens 2 GiB each."""
@@ -49,7 +49,7 @@ def main() -> int:
         outcomes += [attempt(Repeats(options.repeats), *each, "bf16", 4096, USUAL) for each in repeated]
     if options.long:
         outcomes.append(attempt(check_long_gradients, "nsa", "nsa", "bf16", 65536, LONG_NSA))
-    times = [] if options.skip_times else [*time_backward_cases(example("nsa", "nsa")), *time_static_cases()]
+    times = [] if options.skip_times else [*time_nsa(example("nsa", "nsa"), backward=True), *time_static()]
     return report(options.out / "backward.json", describe_machine(options.commit), outcomes, times)
 
 

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from nsa_dsl import reference
+from nsa_dsl.arguments import Shape
+from nsa_dsl.bench.inputs import make_inputs as bench_inputs
+from nsa_dsl.bench.inputs import token_major
 from nsa_dsl.compare import Mismatch, check_choice, check_lse, check_rows
-from nsa_dsl.compressors import MLPCompressor
 from nsa_dsl.mask_probe import check_probe, probe_inputs
 from nsa_dsl.op import AttentionOp
 from nsa_dsl.pattern import Pattern
@@ -19,6 +21,9 @@ from nsa_dsl.verify.slots import give_slots
 
 TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 DTYPES = tuple(TORCH)
+
+GAP = 16
+"""Elements of NaN after every row of q, k and v."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,44 +60,13 @@ def ungated(inputs: Inputs) -> dict[str, Any]:
 
 def packed(shape: tuple[int, int, int, int], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
     """Normal numbers (batch, heads, tokens, dim) on the generator's device: a view of a packed tensor whose gaps hold NaN."""
-    batch, heads, tokens, dim = shape
-    whole = torch.full((batch, tokens, heads, dim + 16), float("nan"), dtype=dtype, device=generator.device)
-    whole[..., :dim] = torch.randn(batch, tokens, heads, dim, generator=generator, device=generator.device).to(dtype)
-    return whole[..., :dim].transpose(1, 2)
+    return token_major(shape, dtype, generator, gap=GAP)
 
 
 def make_inputs(pattern: Pattern, dtype: torch.dtype, tokens: int, sizes: Sizes, seed: int = 0, device: str = "cuda") -> Inputs:
     """Random inputs; q, k and v are views of packed tensors whose gaps hold NaN."""
-    generator = torch.Generator(device=device).manual_seed(seed)
-
-    def drawn(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, device=device).to(dtype)
-
-    def per_branch(dim: int) -> Any:
-        shape = (sizes.batch, sizes.kv_heads, tokens, dim)
-        return (
-            {each.name: packed(shape, dtype, generator) for each in pattern.branches}
-            if pattern.kv_per_branch
-            else packed(shape, dtype, generator)
-        )
-
-    options: dict[str, Any] = {}
-    if pattern.output.kind in ("gate", "mix"):
-        options["gates"] = drawn(sizes.batch, sizes.heads, tokens, len(pattern.output.branches))
-    learned = [each for each in pattern.memories if each.by == "mlp"]
-    if learned:
-        torch.manual_seed(seed)
-        options["compressors"] = {
-            each.name: MLPCompressor(each.block, sizes.dim_qk, sizes.dim_v).to(device, dtype).requires_grad_(False) for each in learned
-        }
-    weighted = [each for each in pattern.memories if each.by == "weighted"]
-    if weighted:
-        options["weights"] = {each.name: (drawn(sizes.kv_heads, each.block), drawn(sizes.kv_heads, each.block)) for each in weighted}
-    sinks = {each.name: drawn(sizes.heads) for each in pattern.branches if each.sink}
-    if sinks:
-        options["sinks"] = sinks
-    q = packed((sizes.batch, sizes.heads, tokens, sizes.dim_qk), dtype, generator)
-    return Inputs(q, per_branch(sizes.dim_qk), per_branch(sizes.dim_v), options)
+    shape = Shape(sizes.batch, sizes.heads, sizes.kv_heads, tokens, sizes.dim_qk, sizes.dim_v)
+    return bench_inputs(pattern, dtype, shape, seed=seed, device=device, gap=GAP)
 
 
 def check_example(pattern: Pattern, dtype: str, tokens: int, sizes: Sizes = USUAL, device: str = "cuda") -> list[str]:

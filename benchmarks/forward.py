@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.cases import LONG_NSA, UNUSUAL, USUAL, check_example, check_long_nsa
 from benchmarks.suite import attempt, command_line, example, report, run_checks
-from benchmarks.timing import describe_machine, time_forward_cases
+from benchmarks.timing import time_nsa
+from nsa_dsl.bench.timing import describe_machine
 
 
 def main() -> int:
@@ -26,7 +27,7 @@ def main() -> int:
     outcomes = [] if options.skip_checks else run_checks(check_example, options.only, options.workers, usual, unusual)
     if options.long:
         outcomes.append(attempt(check_long_nsa, "nsa", "nsa", "bf16", 65536, LONG_NSA))
-    times = [] if options.skip_times else time_forward_cases(example("nsa", "nsa"))
+    times = [] if options.skip_times else time_nsa(example("nsa", "nsa"), backward=False)
     return report(options.out / "forward.json", describe_machine(options.commit), outcomes, times)
 
 

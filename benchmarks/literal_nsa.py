@@ -116,19 +116,28 @@ def check_long_gradients(
     cotangents = make_cotangents(pattern, inputs)[1]
     with repeatable():
         made = op_gradients(op, inputs, cotangents)
-    given = _given(pattern, inputs, slots, chosen, exact)
-    found, sums = _check_runs(given, inputs, cotangents, made, run)
-    sides = {
-        "exact": _through_compressor(given, sums["exact"], module, exact),
-        "rounded": _through_compressor(given, sums["rounded"], module, inputs.q.dtype),
-        "noise": _through_compressor(given, sums["noise"], module, exact),
-    }
-    for name, truth in sides["exact"].items():
-        found += _check(name, made[name], truth, *(sides[each][name] for each in ("rounded", "noise")))
+    given = make_given(pattern, inputs, slots, chosen, exact)
+    found, sums = check_runs(given, inputs, cotangents, made, torch.arange(tokens, device=inputs.q.device).split(run))
+    found += check_sums(given, sums, made, module, inputs.q.dtype)
     return [str(each) for each in found]
 
 
-def _given(pattern: Pattern, inputs: Inputs, slots: tuple[Tensor, Tensor], chosen: Tensor, exact: torch.dtype) -> Given:
+def check_sums(
+    given: Given, sums: Mapping[str, Sequence[Tensor]], made: Leaves, module: Any, dtype: torch.dtype, first: int = 0
+) -> list[Mismatch]:
+    """What is wrong with the gradients that add up over rows: of keys and values from token `first` on and, if that is the first of all, of
+    the compressor's parameters. sums: as `check_runs` returns them, of all rows from `first` on at least: no other row reaches those."""
+    exact = given.k.dtype
+    sides = {side: _through_compressor(given, sums[side], module, dtype if side == "rounded" else exact) for side in sums}
+    found = []
+    for name in sides["exact"] if first == 0 else ("k", "v"):
+        every = (made[name], *(sides[side][name] for side in ("exact", "rounded", "noise")))
+        found += _check(name, *(each[:, :, first:] for each in every) if first else every)
+    return found
+
+
+def make_given(pattern: Pattern, inputs: Inputs, slots: tuple[Tensor, Tensor], chosen: Tensor, exact: torch.dtype) -> Given:
+    """What rows read, from a call of batch 1. slots: of keys and of values; chosen: (1, kv_heads, tokens, n)."""
     leaves = [each[0].detach().to(exact).contiguous().requires_grad_() for each in (inputs.k, inputs.v, *slots)]
     window = dict(pattern.parameters)["w"]
     assert isinstance(window, int)
@@ -136,11 +145,11 @@ def _given(pattern: Pattern, inputs: Inputs, slots: tuple[Tensor, Tensor], chose
     return Given(memory, block, window, *leaves, chosen[0].to(torch.int64))
 
 
-def _check_runs(
-    given: Given, inputs: Inputs, cotangents: Cotangents, made: Leaves, run: int
+def check_runs(
+    given: Given, inputs: Inputs, cotangents: Cotangents, made: Leaves, runs: Sequence[Tensor]
 ) -> tuple[list[Mismatch], dict[str, list[Tensor]]]:
-    """What is wrong with the gradients of queries and gates, and the sums over all rows of those of keys, values and slots: exact, rounded,
-    and what the rounding of the outputs does to them."""
+    """What is wrong with the gradients of queries and gates, and the sums over rows of those of keys, values and slots: exact, rounded,
+    and what the rounding of the outputs does to them. runs: rows that follow each other, a run at a time."""
     found: list[Mismatch] = []
     sums = {side: [torch.zeros_like(each) for each in given.summed] for side in ("exact", "rounded", "noise")}
     grouped = {name: _grouped(each[0], given) for name, each in (("q", inputs.q), ("gates", inputs.options["gates"]))}
@@ -148,7 +157,7 @@ def _check_runs(
     sent_lse = _grouped(torch.stack([cotangents.lse[name][0] for name in BRANCHES], -1), given)
     size = torch.finfo(inputs.q.dtype).eps
     random = torch.Generator(device=given.k.device).manual_seed(2)
-    for at in torch.arange(inputs.q.shape[2], device=given.k.device).split(run):
+    for at in runs:
         q, gates = (each[:, :, at].detach().to(given.k.dtype).requires_grad_() for each in grouped.values())
         leaves = dict(zip(("q", "gates", "k", "v", "key slots", "value slots"), (q, gates, *given.summed), strict=True))
         out, lse = sent_out[:, :, at], sent_lse[:, :, at]

@@ -1,9 +1,9 @@
-"""The training curves that benchmarks/train.py left, as a picture.
+"""What a benchmark left, as a picture: training curves (train.py), or times (`nsa bench`, performance.py, scaling.py).
 
-    python benchmarks/plot.py benchmarks/results/train.json [--out FILE.png]
+    python benchmarks/plot.py benchmarks/results/train.json [--out FILE.png] [--case NAME]
 
-One column a spec: the loss of kernels, twin and plain dense attention above, smoothed; below, how far the twin and the nudged kernels are
-from the kernels at every step. Needs matplotlib.
+Of training, one column a spec: the loss of kernels, twin and plain dense attention above, smoothed; below, how far the twin and the nudged
+kernels are from the kernels at every step. Needs matplotlib.
 """
 
 from __future__ import annotations
@@ -14,6 +14,12 @@ import statistics
 import sys
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from nsa_dsl.bench import plot as bench_plot
+from nsa_dsl.bench.plot import new_figure
+from nsa_dsl.bench.rows import Row, from_json
 
 SMOOTH = 10
 """Steps in the running mean of the losses; the differences below are not smoothed."""
@@ -28,13 +34,11 @@ def smooth(values: list[float], width: int = SMOOTH) -> list[float]:
 
 def draw(results: dict[str, Any]) -> Any:
     """The matplotlib figure of what train.json holds; runs that are missing are left out. Raises ValueError if nothing can be drawn."""
-    from matplotlib.figure import Figure
-
     runs = {each["name"]: each for each in results["runs"]}
     specs = list(dict.fromkeys(name.split("/")[0] for name in runs if "/" in name))
     if not specs:
         raise ValueError("no run of a spec in the results: run benchmarks/train.py first")
-    figure = Figure(figsize=(6 * len(specs), 6), layout="constrained")
+    figure = new_figure(6 * len(specs), 6)
     grid = figure.subplots(2, len(specs), squeeze=False, sharex=True, height_ratios=[3, 1])
     for column, spec in enumerate(specs):
         above, below = grid[:, column]
@@ -73,20 +77,26 @@ def _differences(axes: Any, runs: dict[str, Any], spec: str) -> None:
         axes.legend(fontsize=8)
 
 
+def draw_times(rows: list[Row], machine: dict[str, str], case: str | None) -> Any:
+    """The matplotlib figure of times. case: None is all of them. Raises ValueError if nothing can be drawn."""
+    return bench_plot.draw([row for row in rows if case in (None, row.case)], machine)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
     parser.add_argument("--out", type=Path, help="default: beside the results, with .png")
+    parser.add_argument("--case", help="of times: this case only")
     given = parser.parse_args()
+    text = given.results.read_text()
+    results = json.loads(text)
     try:
-        figure = draw(json.loads(given.results.read_text()))
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        print("drawing needs matplotlib, which is not installed: pip install 'nsa-dsl[bench]'", file=sys.stderr)
+        figure = draw(results) if "runs" in results else draw_times(from_json(text), results["machine"], given.case)
+    except bench_plot.NoMatplotlibError as lacking:
+        print(lacking, file=sys.stderr)
         return 2
     path = given.out or given.results.with_suffix(".png")
-    figure.savefig(path, dpi=120)
+    bench_plot.save(figure, path)
     print(path)
     return 0
 

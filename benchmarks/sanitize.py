@@ -21,7 +21,7 @@ import torch
 from benchmarks.cases import DTYPES, TORCH, Sizes, make_inputs
 from benchmarks.cases_backward import make_cotangents, op_gradients
 from benchmarks.suite import example
-from benchmarks.timing import launches
+from nsa_dsl.bench.timing import launches
 from nsa_dsl.op import AttentionOp
 
 SMALL = (

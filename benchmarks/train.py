@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402 - the checkout comes before an installed package
 
 import nsa_dsl  # noqa: E402
-from benchmarks.timing import describe_machine  # noqa: E402
+from nsa_dsl.bench.timing import describe_machine  # noqa: E402
 from nsa_dsl.examples.train.data import Text, read_library  # noqa: E402
 from nsa_dsl.examples.train.model import Attention, Config, LanguageModel  # noqa: E402
 from nsa_dsl.examples.train.train import Options, make_model, train, validate  # noqa: E402

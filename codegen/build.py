@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from nsa_dsl.codegen import contexts as ctx
 from nsa_dsl.codegen.expressions import print_condition, print_term
+from nsa_dsl.launch import LaunchShape
 from nsa_dsl.lift import slot_count
-from nsa_dsl.pattern import Branch, Choice, Compress, GivenIndices, GivenScores, PooledScore
+from nsa_dsl.pattern import Branch, BranchScore, Choice, Compress, GivenIndices, GivenScores, PooledScore
 from nsa_dsl.relation import (
     EMPTY,
     FULL,
@@ -22,7 +23,7 @@ from nsa_dsl.relation import (
     rewrite,
     walk,
 )
-from nsa_dsl.schedule import ChooseStep, ChosenStep, LaunchShape, StaticStep, monotone
+from nsa_dsl.schedule import ChooseStep, ChosenStep, StaticStep, monotone
 from nsa_dsl.terms import MOST_TOKENS
 from nsa_dsl.tiles import Piece, Side, tiling
 
@@ -111,6 +112,7 @@ def static_attend(step: StaticStep) -> ctx.StaticAttend:
     return ctx.StaticAttend(
         name=f"attend_{branch.name}",
         doc=f"Branch {branch.name}: attention over {'slots of ' + memory.name if isinstance(memory, Compress) else 'tokens'}.",
+        fast=step.hopper is not None,
         softcap=branch.softcap,
         alibi=branch.bias == "alibi",
         sink=branch.sink,
@@ -224,14 +226,44 @@ def score(step: ChooseStep) -> ctx.Score:
     )
 
 
+def slot_score(step: ChooseStep) -> ctx.SlotScore:
+    """The context of the scores of a choice whose slots are scored once each (`step.slots_once`). Raises ValueError for another."""
+    choice, branch = step.choice, step.scored_branch
+    if branch is None or not isinstance(branch.memory, Compress):
+        raise ValueError(f"choice {choice.name} scores no slots")
+    memory, relation = branch.memory, step.relation if step.relation is not None else FULL
+    document = has_document(relation)
+    names = {**SCALARS, "i": "positions[:, None]", "j": "slots[None, :]", "same_document": "same_document"}
+    slots_per_block = choice.block // memory.stride
+    return ctx.SlotScore(
+        name=f"score_{choice.name}",
+        doc=f"Choice {choice.name}: scores of key blocks of {choice.block}, from slots scored once each.",
+        softcap=branch.softcap,
+        alibi=branch.bias == "alibi",
+        document=document,
+        every=choice.every,
+        block=choice.block,
+        reduce=choice.reduce,
+        tile_m=step.tiles.rows,
+        tile_n=step.tiles.cols,
+        tile_b=step.tiles.cols // slots_per_block,
+        slots_per_block=slots_per_block,
+        stride=memory.stride,
+        block_slots=memory.block,
+        edges=memory.block > memory.stride,
+        mask=print_condition(relation, names, {}),
+        load_key_documents=ends_of_documents("slot_ok", slot_document_ends(memory, "slots")) if document else (),
+    )
+
+
 def _tap_weight(block: int, stride: int, chosen: int) -> str:
     """The overlap of slot [tap * stride, tap * stride + block) with [0, chosen), over the stride, as an expression in `tap`."""
     overlap = f"(min(tap * {stride} + {block}, {chosen}) - max(tap * {stride}, 0))"
     return f"({overlap} / {stride})"
 
 
-def top(choice: Choice) -> ctx.Top:
-    """The context of the search for the best blocks."""
+def top(choice: Choice, edge_blocks: int = 0) -> ctx.Top:
+    """The context of the search for the best blocks. edge_blocks: blocks a tile of a score kernel that left edges."""
     # A choice whose kept blocks differ by head is made for each head alone: its unit is the head.
     names = {**SCALARS, "i": "query_block", "j": "blocks", "N": "n_blocks", "h": "unit"}
 
@@ -244,6 +276,10 @@ def top(choice: Choice) -> ctx.Top:
         block=choice.block,
         every=choice.every,
         whole_blocks=isinstance(choice.score, PooledScore),
+        given=not computes_scores(choice),
+        signed=not isinstance(choice.score, BranchScore),
+        edge_blocks=edge_blocks,
+        rank_bits=(choice.count or 0).bit_length(),
         keep=blocks(choice.keep),
         exclude=blocks(choice.keep_extra),
     )
@@ -254,11 +290,12 @@ def computes_scores(choice: Choice) -> bool:
     return not isinstance(choice.score, GivenScores | GivenIndices)
 
 
-def shared(branches: Sequence[Branch], shape: LaunchShape, gradient: bool = False) -> ctx.Shared:
-    """What the kernels of these branches share. gradient: the kernels of the backward pass."""
+def shared(branches: Sequence[Branch], shape: LaunchShape, gradient: bool = False, gathers: bool = False) -> ctx.Shared:
+    """What the kernels of these branches share. gradient: the kernels of the backward pass; gathers: one of the forward calls load_at."""
     several = any(len(each.choices) > 1 or not all(monotone(each.where, one.name) for one in each.choices) for each in branches)
     return ctx.Shared(
         gradient=gradient,
+        gathers=gathers or (gradient and any(each.choices for each in branches)),
         lists=gradient and several,
         acc="float64" if shape.dtype == "fp64" else "float32",
         softcap=any(each.softcap is not None for each in branches),

@@ -15,19 +15,20 @@ from nsa_dsl.schedule import StaticStep
 from nsa_dsl.schedule_backward import ChosenKeysStep, QueriesStep, StaticKeysStep
 
 
-def queries(step: QueriesStep, weighted: bool) -> ctx.StaticQueries | ctx.ChosenQueries:
-    """The context of one branch's share of the queries' gradient. weighted: rows have weights."""
+def queries(step: QueriesStep) -> ctx.StaticQueries | ctx.ChosenQueries:
+    """The context of one branch's share of the queries' gradient."""
     name, doc = f"attend_{step.attend.branch.name}_queries", f"Branch {step.attend.branch.name}: the gradient of its queries."
     if isinstance(step.attend, StaticStep):
-        return ctx.StaticQueries(**{**_fields(build.static_attend(step.attend)), "name": name, "doc": doc}, weighted=weighted)
-    return ctx.ChosenQueries(**{**_fields(build.chosen_attend(step.attend)), "name": name, "doc": doc}, weighted=weighted)
+        plain = {**_fields(build.static_attend(step.attend)), "name": name, "doc": doc, "fast": step.hopper is not None}
+        return ctx.StaticQueries(**plain)
+    return ctx.ChosenQueries(**{**_fields(build.chosen_attend(step.attend)), "name": name, "doc": doc})
 
 
 def _fields(context: Any) -> dict[str, Any]:
     return {each.name: getattr(context, each.name) for each in fields(context)}
 
 
-def static_keys(step: StaticKeysStep, weighted: bool) -> ctx.StaticKeys:
+def static_keys(step: StaticKeysStep) -> ctx.StaticKeys:
     """The context of the gradients of keys and values over a static relation."""
     branch, memory = step.branch, step.branch.memory
     document = build.has_document(step.seen)
@@ -41,10 +42,10 @@ def static_keys(step: StaticKeysStep, weighted: bool) -> ctx.StaticKeys:
     return ctx.StaticKeys(
         name=f"attend_{branch.name}_keys",
         doc=f"Branch {branch.name}: the gradients of its keys and values{' over pairs that need no choice' if branch.choices else ''}.",
+        fast=step.hopper is not None,
         softcap=branch.softcap,
         alibi=branch.bias == "alibi",
         document=document,
-        weighted=weighted,
         by_head="h" in symbols(step.walked),
         tile_m=step.tiles.rows,
         tile_n=step.tiles.cols,
@@ -64,7 +65,7 @@ def _documents(ends: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
     return load, f"same_document = {' & '.join(tests)}"
 
 
-def chosen_keys(step: ChosenKeysStep, weighted: bool) -> ctx.ChosenKeys:
+def chosen_keys(step: ChosenKeysStep) -> ctx.ChosenKeys:
     """The context of the gradients of keys and values from the pairs that one choice adds: outside what is visible when nothing is
     chosen, and outside earlier choices."""
     branch, where = step.attend.branch, step.attend.where
@@ -88,15 +89,25 @@ def chosen_keys(step: ChosenKeysStep, weighted: bool) -> ctx.ChosenKeys:
         softcap=branch.softcap,
         alibi=branch.bias == "alibi",
         document=build.has_document(where),
-        weighted=weighted,
         every=choice.every,
         block=choice.block,
+        by_head=choice.share == "head",
+        width=choice.count or 0,
         tiles=-(-choice.block // step.tiles.cols),
         tile_m=step.tiles.rows,
         tile_n=step.tiles.cols,
         mask=print_condition(mask, names, {}),
         members=tuple(_member(each, "tokens") for each in made),
     )
+
+
+def slopes_queries(step: ChosenKeysStep) -> ctx.SlopesQueries:
+    """The context of the queries' gradient from kept slopes."""
+    branch = step.attend.branch
+    choice = branch.choices[step.place]
+    doc = f"Branch {branch.name}: the gradient of its queries from slopes."
+    width = choice.count or 0
+    return ctx.SlopesQueries(f"slopes_{branch.name}_queries", doc, choice.block, width, max(2, 1 << (width - 1).bit_length()))
 
 
 def _member(choice: Choice, tokens: str) -> ctx.ListMember:

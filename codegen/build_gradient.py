@@ -17,29 +17,30 @@ _MERGED = "merge"
 """What the one softmax of a merge is called. No branch can be: the language keeps the word."""
 
 
-def rows_backward(kind: Literal["gate", "mix", "merge", "single"], nodes: Sequence[str]) -> RowsBackward:
+def rows_backward(kind: Literal["gate", "mix", "merge", "single"], nodes: Sequence[str], wild: bool = False) -> RowsBackward:
     """The context of what the gradients of all branches share of a query row.
 
     nodes: the Attend node's name of each combined branch, in the order of the gates; equal branches have one node. A merge's
-    rows are those of its one softmax, whatever its branches: its entry is called `merge`.
+    rows are those of its one softmax, whatever its branches: its entry is called `merge`. wild: say whether the output's gradient is
+    finite.
     """
     rows_kind: RowsKind = "plain" if kind == "merge" or kind == "single" else kind
     names = (_MERGED,) if kind == "merge" else tuple(nodes)
     doc = {
-        "gate": "Row weights, deltas and the gates' gradient of sigmoid-gated branches.",
-        "mix": "Row weights, deltas and the gates' gradient of branches weighted by a softmax.",
+        "gate": "Rows' log-sum-exps and deltas, and the gates' gradient of sigmoid-gated branches.",
+        "mix": "Rows' log-sum-exps and deltas, and the gates' gradient of branches weighted by a softmax.",
         "merge": "Deltas of the one softmax over all branches.",
         "single": "Deltas of the branch.",
     }[kind]
     entries = tuple(RowsEntry(n, f"{n}_{each}", each) for n, each in enumerate(names))
-    return RowsBackward("rows_backward", doc, rows_kind, entries, _TILE)
+    return RowsBackward("rows_backward", doc, rows_kind, entries, _TILE, wild)
 
 
 def rows_launch(context: RowsBackward, branches: Sequence[str], nodes: Sequence[str]) -> ctx.Launch:
     """How the host runs it. branches, nodes: the branches' own names and their Attend nodes' names, in the order of the gates.
 
-    It reads `grad_out`, `grad_lse`, `outs`, `gates` and `wanted`. It writes, for each Attend node, `delta_<node>` and, where
-    gates weigh branches, `weight_<node>`: (batch, heads, tokens), ACC_TORCH; and `grads["gates"]` if wanted.
+    It reads `grad_out`, `grad_lse`, `outs`, `lse`, `gates` and `wanted`. It writes, for each Attend node, `folded_lse_<node>` and
+    `folded_delta_<node>`: (batch, heads, tokens), ACC_TORCH; and `grads["gates"]` if wanted.
     """
     merged = context.entries[0].node == _MERGED
     owners = (_MERGED,) if merged else tuple(branches)
@@ -48,6 +49,7 @@ def rows_launch(context: RowsBackward, branches: Sequence[str], nodes: Sequence[
         ("kernel", context.name),
         ("tile", context.tile),
         ("weighted", context.kind != "plain"),
+        ("wild", context.wild),
         ("nodes", tuple((node, first[node]) for node in context.nodes)),
         ("entries", tuple((each.label, owner) for each, owner in zip(context.entries, owners, strict=True))),
         ("aliases", tuple((node, _MERGED) for node in dict.fromkeys(nodes)) if merged else ()),

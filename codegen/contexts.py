@@ -35,6 +35,7 @@ class Shared:
     """What the kernels of a module share. acc: the type of sums, float32 or float64; the others: which device functions they need."""
 
     gradient: bool
+    gathers: bool
     lists: bool
     acc: str
     softcap: bool
@@ -44,10 +45,12 @@ class Shared:
 
 @dataclass(frozen=True, slots=True)
 class StaticAttend:
-    """attend_static.py.j2. mask: over rows, cols; key_position: the token position of a key, for alibi."""
+    """attend_static.py.j2. fast: a fast kernel may stand beside this one, which then takes only what that one cannot. mask: over rows,
+    cols; key_position: the token position of a key, for alibi."""
 
     name: str
     doc: str
+    fast: bool
     softcap: float | None
     alibi: bool
     sink: bool
@@ -164,14 +167,44 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class SlotScore:
+    """score_slots.py.j2. tile_n: slots a tile, tile_b: blocks a tile. edges: a block's last slots reach into the next block, so that a
+    tile's last block leaves a share for the next tile."""
+
+    name: str
+    doc: str
+    softcap: float | None
+    alibi: bool
+    document: bool
+    every: int
+    block: int
+    reduce: Reduce
+    tile_m: int
+    tile_n: int
+    tile_b: int
+    slots_per_block: int
+    stride: int
+    block_slots: int
+    edges: bool
+    mask: str
+    load_key_documents: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Top:
-    """top.py.j2. keep, exclude: over query_block and blocks."""
+    """top.py.j2. keep, exclude: over query_block and blocks. given: the scores are the caller's, in any layout; signed: they may be
+    negative; edge_blocks: blocks a tile of the score kernel that left edges (0: none); rank_bits: enough for the number of blocks to
+    choose."""
 
     name: str
     doc: str
     block: int
     every: int
     whole_blocks: bool
+    given: bool
+    signed: bool
+    edge_blocks: int
+    rank_bits: int
     keep: str | None
     exclude: str | None
 

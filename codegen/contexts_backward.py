@@ -9,16 +9,12 @@ from nsa_dsl.codegen.contexts import ChosenAttend, Launch, StaticAttend, Walk
 
 @dataclass(frozen=True, slots=True)
 class StaticQueries(StaticAttend):
-    """attend_static_queries.py.j2. weighted: rows have weights, because gates or a softmax over branches follow."""
-
-    weighted: bool
+    """attend_static_queries.py.j2."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChosenQueries(ChosenAttend):
-    """attend_chosen_queries.py.j2. weighted: as in StaticQueries."""
-
-    weighted: bool
+    """attend_chosen_queries.py.j2."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +31,15 @@ class ListMember:
 
 @dataclass(frozen=True, slots=True)
 class StaticKeys:
-    """attend_static_keys.py.j2. mask: over cols by rows; by_head: which query tiles there are differs between heads; same_document: the
-    statement that compares documents; walks: over query tiles."""
+    """attend_static_keys.py.j2. fast: as in StaticAttend; mask: over cols by rows; by_head: which query tiles there are differs between
+    heads; same_document: the statement that compares documents; walks: over query tiles."""
 
     name: str
     doc: str
+    fast: bool
     softcap: float | None
     alibi: bool
     document: bool
-    weighted: bool
     by_head: bool
     tile_m: int
     tile_n: int
@@ -57,21 +53,34 @@ class StaticKeys:
 
 @dataclass(frozen=True, slots=True)
 class ChosenKeys:
-    """attend_chosen_keys.py.j2. tiles: key tiles a block; every: queries an entry of a list stands for."""
+    """attend_chosen_keys.py.j2. width: blocks a list has at most; tiles: key tiles a block; every: queries an entry of a list stands for;
+    by_head: an entry also says which head of the group."""
 
     name: str
     doc: str
     softcap: float | None
     alibi: bool
     document: bool
-    weighted: bool
     every: int
     block: int
+    by_head: bool
+    width: int
     tiles: int
     tile_m: int
     tile_n: int
     mask: str
     members: tuple[ListMember, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SlopesQueries:
+    """slopes_queries.py.j2. width: blocks a list has at most, padded_width: as a power of two."""
+
+    name: str
+    doc: str
+    block: int
+    width: int
+    padded_width: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +104,8 @@ class GuardedLaunch:
 
 @dataclass(frozen=True, slots=True)
 class BackwardModule:
-    """module_backward.py.j2: a whole generated module. inverts: some choice is read backwards."""
+    """module_backward.py.j2: a whole generated module. inverts: some choice is read backwards. wild: the tensors that fast kernels read;
+    splits: the heads may be gone through a part at a time."""
 
     title: str
     quoted: tuple[str, ...]
@@ -103,3 +113,5 @@ class BackwardModule:
     kernels: tuple[str, ...]
     launches: tuple[GuardedLaunch, ...]
     inverts: bool
+    wild: str
+    splits: bool

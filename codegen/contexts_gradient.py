@@ -22,7 +22,8 @@ class RowsEntry:
 class RowsBackward:
     """rows_backward.py.j2. kind: gate (sigmoids), mix (a softmax) or plain (weight 1: one branch, or a merge's one softmax).
 
-    entries: in the order of the gates; `plain` has one, which stands for the output. tile: query rows a program.
+    entries: in the order of the gates; `plain` has one, which stands for the output. tile: query rows a program. wild: say whether the
+    output's gradient is finite.
     """
 
     name: str
@@ -30,6 +31,7 @@ class RowsBackward:
     kind: RowsKind
     entries: tuple[RowsEntry, ...]
     tile: int
+    wild: bool
 
     @property
     def nodes(self) -> tuple[str, ...]:

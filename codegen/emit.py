@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from importlib.resources import files
 from typing import Any, assert_never
 
 import jinja2
 
-from nsa_dsl.codegen import build
+from nsa_dsl.codegen import build, build_hopper, build_schedules
 from nsa_dsl.codegen import contexts as ctx
+from nsa_dsl.launch import LaunchShape
 from nsa_dsl.pattern import Branch, GivenIndices, Pattern, PooledScore
-from nsa_dsl.schedule import ChooseStep, ChosenStep, CombineStep, CompressStep, LaunchShape, Plan, StaticStep
+from nsa_dsl.schedule import ChooseStep, ChosenStep, CombineStep, CompressStep, OneListTiles, Plan, StaticStep
+from nsa_dsl.schedule_hopper import takes_turns
 from nsa_dsl.version import VERSION
 
 SCORE_BYTES = 128 * 1024 * 1024
@@ -34,19 +37,22 @@ def _environment() -> jinja2.Environment:
 
 
 def render(template: str, context: Any) -> str:
-    """One kernel's text. Blank lines in runs of two or more inside a kernel are the templates' joints: one is left."""
+    """One kernel's text. Runs of blank lines are the templates' joints: two are left before a function, else one."""
     text = _environment().get_template(template).render(c=context)
     lines: list[str] = []
     for line in (each.rstrip() for each in text.strip("\n").split("\n")):
+        if line.startswith(("@", "def ")) and lines and not lines[-1]:
+            lines.append("")
         if line or (lines and lines[-1]):
             lines.append(line)
     return "\n".join(lines)
 
 
 def render_module(template: str, context: Any) -> str:
-    """A whole module's text, without blanks at the ends of lines."""
+    """A whole module's text, without blanks at the ends of lines and with two blank lines at the most."""
     text = _environment().get_template(template).render(c=context)
-    return "\n".join(line.rstrip() for line in text.split("\n")) + "\n"
+    lines = "\n".join(line.rstrip() for line in text.strip("\n").split("\n"))
+    return re.sub(r"\n{4,}", "\n\n\n", lines) + "\n"
 
 
 def title(pattern: Pattern, what: str) -> str:
@@ -100,7 +106,8 @@ class _Emitter:
 
     def module(self) -> str:
         pattern, shape = self._plan.pattern, self._plan.shape
-        shared = render("shared.py.j2", build.shared(self._branches, shape))
+        gathers = any("load_at(" in each for each in self._kernels.values())
+        shared = render("shared.py.j2", build.shared(self._branches, shape, gathers=gathers))
         context = ctx.Module(
             title=title(pattern, "sparse attention"),
             quoted=quoted(pattern),
@@ -150,6 +157,14 @@ class _Emitter:
             values=variable(values.source), out_keys=variable(keys.node), out_values=variable(values.node),
         )  # fmt: skip
 
+    def _wild(self, values: str) -> str:
+        """The variable that says whether these values are all finite; made before the first step that asks."""
+        flag = "wild_" + re.sub(r"\W+", "_", values).strip("_")
+        if not any(each.kind == "find_wild" and each.out == flag for each in self._launches):
+            self._kernels["find_wild"] = render("find_wild.py.j2", None)
+            self._launch("find_wild", "Fast kernels run if all values are finite, safe ones if not.", flag, tensors=values)
+        return flag
+
     def _attend_values(self, step: StaticStep | ChosenStep, kernel: str) -> dict[str, ctx.LaunchValue]:
         branch = step.branch
         return {
@@ -169,16 +184,48 @@ class _Emitter:
         self._branches.append(step.branch)
         kernel = self._kernel("attend_static.py.j2", build.static_attend(step))
         values = self._attend_values(step, kernel)
-        self._launch("static", f"Branch {step.branch.name}.", variable(step.node), **values, tile_m=step.tiles.rows)
+        values.update(tile_m=step.tiles.rows, wild="", hopper="")
+        if step.hopper is not None:
+            shape = self._plan.shape
+            tail = max(0, shape.dim_qk - 128)
+            context = build_hopper.static_attend(step, step.hopper, takes_turns(shape.dim_v), tail)
+            values.update(
+                wild=self._wild(variable(step.values)), dim_qk=shape.dim_qk, dim_v=shape.dim_v,
+                hopper=self._kernel("hopper_attend.py.j2", context),
+                hopper_rows=step.hopper.rows, hopper_cols=step.hopper.cols, hopper_warps=step.hopper.warps, tail=tail,
+            )  # fmt: skip
+        self._launch("static", f"Branch {step.branch.name}.", variable(step.node), **values)
 
     def _add_chosen(self, step: ChosenStep) -> None:
         self._branches.append(step.branch)
+        if step.one_list is not None:
+            self._add_one_list(step, step.one_list)
+            return
         kernel = self._kernel("attend_chosen.py.j2", build.chosen_attend(step))
         lists = ", ".join(f"chosen_{each.name}" for each in step.branch.choices)
         values = self._attend_values(step, kernel)
         self._launch(
             "chosen", f"Branch {step.branch.name}.", variable(step.node), **values, run=step.run, per_head=step.per_head, lists=lists
         )
+
+    def _add_one_list(self, step: ChosenStep, tiles: OneListTiles) -> None:
+        for name in ("load_tile", "unite_blocks"):
+            self._kernels[name] = render(f"{name}.py.j2", None)
+        union = self._kernel("attend_union.py.j2", build_schedules.one_choice(step, tiles.union, "_union"))
+        values = self._attend_values(step, self._kernel("attend_alone.py.j2", build_schedules.one_choice(step, step.tiles)))
+        by_blocks = ""
+        if tiles.by_blocks is not None:
+            self._kernels["invert_blocks"] = f"{build_schedules.BY_BLOCKS}\n\n\n{render('invert_blocks.py.j2', None)}"
+            self._kernel("attend_by_blocks.py.j2", build_schedules.one_choice(step, tiles.by_blocks, "_by_blocks"))
+            self._kernel("merge_parts.py.j2", build_schedules.one_choice(step, tiles.by_blocks, "_merged"))
+            host = build_schedules.by_blocks_host(step, tiles.by_blocks)
+            self._functions[host.name] = render("attend_by_blocks_host.py.j2", host)
+            by_blocks = f"{host.name}_in_parts"
+        values |= build_schedules.launch(step, tiles.union, union)
+        self._launch(
+            "one_list", f"Branch {step.branch.name}.", variable(step.node), **values, list=f"chosen_{step.branch.choices[0].name}",
+            by_blocks=by_blocks, wild=self._wild(variable(step.values)),
+        )  # fmt: skip
 
     def _add_choose(self, step: ChooseStep) -> None:
         choice, out = step.choice, variable(step.node)
@@ -193,7 +240,9 @@ class _Emitter:
         if isinstance(choice.score, GivenIndices):
             self._launch("given_indices", note, out, **common)
             return
-        common["top"] = self._kernel("top.py.j2", build.top(choice))
+        once = build.slot_score(step) if step.slots_once else None
+        tile_b, edges = (step.tiles.cols, False) if once is None else (once.tile_b, once.edges)
+        common["top"] = self._kernel("top.py.j2", build.top(choice, tile_b if edges else 0))
         if not build.computes_scores(choice):
             self._launch("given_scores", note, out, **common)
             return
@@ -201,14 +250,16 @@ class _Emitter:
         if isinstance(choice.score, PooledScore):
             doc = f"Choice {choice.name}: pooled keys of whole blocks."
             pool = self._kernel("pool.py.j2", ctx.Pool(f"pool_{choice.name}", doc, choice.score.by, choice.block, 16))
-        score = build.score(step)
-        kernel = self._kernel("score.py.j2", score)
+        score = once or build.score(step)
+        kernel = self._kernel("score_slots.py.j2" if once else "score.py.j2", score)
         branch = step.scored_branch
+        minmax = isinstance(choice.score, PooledScore) and choice.score.by == "minmax"
         self._launch(
-            "choose", note, out, **common, score=kernel, pool=pool, pooled=2 if score.kind == "minmax" else 1,
+            "choose", note, out, **common, score=kernel, pool=pool, pooled=2 if minmax else 1,
+            once=once is not None, edges=edges,
             keys=variable(step.keys or ""), lse="" if step.scored is None else variable(step.scored, "lse"), document=score.document,
             scale="scale" if branch is None or branch.scale is None else repr(float(branch.scale)),
-            tile_m=step.tiles.rows, tile_b=step.tiles.cols, warps=step.tiles.warps, stages=step.tiles.stages,
+            tile_m=step.tiles.rows, tile_b=tile_b, warps=step.tiles.warps, stages=step.tiles.stages,
         )  # fmt: skip
 
     def _add_combine(self, step: CombineStep) -> None:

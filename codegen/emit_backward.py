@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, assert_never
 
-from nsa_dsl.codegen import build, build_backward, build_gradient
+from nsa_dsl.codegen import build, build_backward, build_gradient, build_hopper_backward, build_schedules
 from nsa_dsl.codegen import contexts as ctx
 from nsa_dsl.codegen.contexts_backward import BackwardModule, GuardedLaunch
 from nsa_dsl.codegen.emit import quoted, render, render_module, settings, title
+from nsa_dsl.launch import Tiles
 from nsa_dsl.pattern import Branch
-from nsa_dsl.schedule import ChosenStep
+from nsa_dsl.relation import symbols
+from nsa_dsl.schedule import ChosenStep, OneListTiles
 from nsa_dsl.schedule_backward import (
     BackwardPlan,
     BackwardStep,
@@ -21,6 +23,7 @@ from nsa_dsl.schedule_backward import (
     SinksStep,
     StaticKeysStep,
 )
+from nsa_dsl.schedule_chosen import UNION_QUERIES_MOST
 
 _PARTS = ("keys", "values")
 
@@ -28,8 +31,25 @@ ITEM_ROWS = 16384
 """Query rows that one program of the inverse index goes through: enough that parts of sums stay few, few enough that a block which
 every query chose is shared by many programs."""
 
+KEPT_ITEM_ROWS = 4096
+"""The same, where slopes are kept and a launch takes some of the queries only."""
+
+SLOPE_BYTES = 512 * 1024 * 1024
+"""Most memory that kept slopes may take."""
+
+SUM_BYTES = 512 * 1024 * 1024
+"""Most memory that the sum for the queries' gradient takes, as far as heads can be parted."""
+
 PROGRAMS_WANTED = 264
 """Programs that fill a large GPU twice."""
+
+_LIMITS = f"""ITEM_ROWS = {ITEM_ROWS}
+KEPT_ITEM_ROWS = {KEPT_ITEM_ROWS}
+KEEP_SLOPES = True
+SLOPE_BYTES = {SLOPE_BYTES}
+SUM_BYTES = {SUM_BYTES}
+PROGRAMS_WANTED = {PROGRAMS_WANTED}"""
+"""What generated modules know of these."""
 
 
 def emit_backward(plan: BackwardPlan) -> str:
@@ -52,10 +72,14 @@ class _BackwardEmitter:
         self._kernels: dict[str, str] = {}
         self._launches: list[GuardedLaunch] = []
         self._branches: dict[str, Branch] = {}
-        self._weighted = plan.pattern.output.kind in ("gate", "mix")
         self._merged = plan.pattern.output.kind == "merge"
+        # What fast kernels read: they run if all of it is finite.
+        self._read: dict[str, None] = {}
         self._left = Counter(target for step in plan.steps for target in _targets(step))
+        self._splits = self._left["q"] > 1 and all(_same_for_all_heads(each) for each in plan.pattern.branches)
         self._begun: set[str] = set()
+        # How the steps for keys store queries' gradients, by branch: those that keep slopes do.
+        self._slopes: dict[str, dict[str, ctx.LaunchValue]] = {}
         # Which of the results a gradient of slots or tokens is for.
         self._leads_to = {_target(each.node): _targets(each) for each in plan.steps if isinstance(each, CompressGradStep)}
 
@@ -66,7 +90,7 @@ class _BackwardEmitter:
             case SinksStep(branch):
                 self._launch(
                     "sinks", f"Sinks of {branch}.", f"sinks.{branch}", (f"sinks.{branch}",), sink=f'sinks["{branch}"]',
-                    lse=self._lse(branch), delta=f"delta_{branch}",
+                    folded_lse=f"folded_lse_{branch}", folded_delta=f"folded_delta_{branch}",
                 )  # fmt: skip
             case QueriesStep():
                 self._add_queries(step)
@@ -86,9 +110,11 @@ class _BackwardEmitter:
             title=title(plan.pattern, "the backward pass of sparse attention"),
             quoted=quoted(plan.pattern),
             settings=settings(plan.shape),
-            kernels=(f"ITEM_ROWS = {ITEM_ROWS}\nPROGRAMS_WANTED = {PROGRAMS_WANTED}\n{shared}", *self._kernels.values()),
+            kernels=(f"{_LIMITS}\n{shared}", *self._kernels.values()),
             launches=tuple(self._launches),
             inverts=any(isinstance(each, ChosenKeysStep) for each in plan.steps),
+            wild=", ".join(self._read),
+            splits=self._splits,
         )
         return render_module("module_backward.py.j2", context)
 
@@ -96,6 +122,12 @@ class _BackwardEmitter:
         name: str = context.name
         self._kernels[name] = render(template, context)
         return name
+
+    def _wild(self, *tensors: str) -> str:
+        """The variable that says whether what the fast kernels read is finite, these keys and values among it."""
+        self._kernels["find_wild"] = render("find_wild.py.j2", None)
+        self._read |= dict.fromkeys(("q", *tensors))
+        return "wild"
 
     def _launch(self, kind: str, note: str, out: str, wanted: tuple[str, ...], **values: ctx.LaunchValue) -> None:
         self._launches.append(GuardedLaunch(ctx.Launch(kind, note, out, tuple(values.items())), wanted))
@@ -105,7 +137,7 @@ class _BackwardEmitter:
 
     def _add_rows(self, step: RowsStep) -> None:
         nodes = tuple(each.removeprefix("attend.") for each in step.branches)
-        context = build_gradient.rows_backward(step.kind, nodes)
+        context = build_gradient.rows_backward(step.kind, nodes, any(map(_has_fast, self._plan.steps)))
         self._kernel("rows_backward.py.j2", context)
         launch = build_gradient.rows_launch(context, self._plan.pattern.output.branches, nodes)
         self._launches.append(GuardedLaunch(launch, ()))
@@ -116,9 +148,8 @@ class _BackwardEmitter:
             "keys": _tensor(keys),
             "values": _tensor(values),
             "lse": self._lse(branch.name),
-            "delta": f"delta_{branch.name}",
-            "weighted": self._weighted,
-            "weight": f"weight_{branch.name}",
+            "folded_lse": f"folded_lse_{branch.name}",
+            "folded_delta": f"folded_delta_{branch.name}",
             "scale": "scale" if branch.scale is None else repr(float(branch.scale)),
             "document": build.has_document(branch.where),
         }
@@ -145,16 +176,20 @@ class _BackwardEmitter:
 
     def _add_queries(self, step: QueriesStep) -> None:
         attend = step.attend
-        context = build_backward.queries(step, self._weighted)
         stores = self._stores("q", "q.dtype")
         out = str(stores.pop("out"))
-        values = {**self._row_values(attend.branch, attend.keys, attend.values), **stores}
+        values = {**self._row_values(attend.branch, attend.keys, attend.values), **stores, "splits": self._splits}
+        if isinstance(attend, ChosenStep) and attend.one_list is not None:
+            self._add_one_list_queries(attend, attend.one_list, out, values)
+            return
+        context = build_backward.queries(step)
         if isinstance(attend, ChosenStep):
             kernel = self._kernel("attend_chosen_queries.py.j2", context)
             values |= {"lists": _lists(each.name for each in attend.branch.choices), "run": attend.run, "per_head": attend.per_head}
         else:
             kernel = self._kernel("attend_static_queries.py.j2", context)
-            values |= {"tile_m": attend.tiles.rows}
+            fast = None if step.hopper is None else build_hopper_backward.queries(attend, step.hopper)
+            values |= {"tile_m": attend.tiles.rows, **self._beside("hopper_queries.py.j2", fast, step.hopper, values)}
         kind = "chosen_queries" if isinstance(attend, ChosenStep) else "static_queries"
         self._launch(
             kind,
@@ -167,6 +202,43 @@ class _BackwardEmitter:
             stages=attend.tiles.stages,
         )
 
+    def _add_one_list_queries(self, step: ChosenStep, tiles: OneListTiles, out: str, values: dict[str, ctx.LaunchValue]) -> None:
+        for name in ("load_tile", "unite_blocks"):
+            self._kernels[name] = render(f"{name}.py.j2", None)
+        alone = build_schedules.one_choice(step, tiles.queries, "_queries")
+        union = build_schedules.one_choice(step, tiles.union_queries, "_union_queries")
+        values |= build_schedules.launch(step, tiles.union_queries, self._kernel("attend_union_queries.py.j2", union))
+        wanted: tuple[str, ...] = ()
+        block = step.branch.choices[0].block
+        if self._left["q"] == 0 and block & (block - 1) == 0:
+            # Nothing is added after this step, so that the step for keys may be the one that does it.
+            self._slopes[step.branch.name] = {"out_q": out, "partial_q": values["partial"], "add_q": values["add"]}
+            wanted = tuple(name for each in (_target(step.keys), _target(step.values)) for name in self._leads_to.get(each, (each,)))
+        names = ", ".join(f'"{each}"' for each in wanted)
+        kept = f"KEEP_SLOPES and any(each in wanted for each in ({names},))" if wanted else "False"
+        self._launch(
+            "one_list_queries", f"Queries of {step.branch.name}.", out, ("q",), **values, kept=kept,
+            kernel=self._kernel("attend_alone_queries.py.j2", alone), list=f'chosen["{step.branch.choices[0].name}"]',
+            most=UNION_QUERIES_MOST,
+            wild=self._wild(str(values["keys"]), str(values["values"])), warps=tiles.queries.warps, stages=tiles.queries.stages,
+        )  # fmt: skip
+
+    def _beside(self, template: str, fast: Any, tiles: Tiles | None, values: dict[str, ctx.LaunchValue]) -> dict[str, ctx.LaunchValue]:
+        """What the launch of a static step needs to know of the Gluon kernel beside the plain one. fast: its context; tiles: its tiles;
+        None where there is none. values: of the launch so far."""
+        if tiles is None:
+            return {"hopper": ""}
+        self._kernels["hopper_backward"] = render("hopper_backward.py.j2", None)
+        return {
+            "hopper": self._kernel(template, fast),
+            "hopper_rows": tiles.rows,
+            "hopper_cols": tiles.cols,
+            "hopper_warps": tiles.warps,
+            "wild": self._wild(str(values["keys"]), str(values["values"])),
+            "dim_qk": self._plan.shape.dim_qk,
+            "dim_v": self._plan.shape.dim_v,
+        }
+
     def _key_values(self, branch: Branch, keys: str, values: str) -> tuple[str, tuple[str, ...], dict[str, ctx.LaunchValue]]:
         """What the steps for keys and values share: the keys' output, which gradients it is for, and the launch's values."""
         targets = _target(keys), _target(values)
@@ -177,9 +249,11 @@ class _BackwardEmitter:
         return str(found.pop("out")), wanted, found
 
     def _add_static_keys(self, step: StaticKeysStep) -> None:
-        context = build_backward.static_keys(step, self._weighted)
+        context = build_backward.static_keys(step)
         kernel = self._kernel("attend_static_keys.py.j2", context)
         out, wanted, values = self._key_values(step.branch, step.keys, step.values)
+        fast = None if step.hopper is None else build_hopper_backward.static_keys(step, step.hopper)
+        values |= self._beside("hopper_keys.py.j2", fast, step.hopper, values)
         self._launch(
             "static_keys", f"Keys and values of {step.branch.name}.", out, wanted, **values, kernel=kernel,
             lists=_lists(each.pointer.removeprefix("list_") for each in context.members), tile_n=step.tiles.cols,
@@ -189,16 +263,22 @@ class _BackwardEmitter:
     def _add_chosen_keys(self, step: ChosenKeysStep) -> None:
         attend = step.attend
         choice = attend.branch.choices[step.place]
-        context = build_backward.chosen_keys(step, self._weighted)
+        context = build_backward.chosen_keys(step)
         kernel, total = self._kernel("attend_chosen_keys.py.j2", context), build_backward.sum_blocks(choice)
+        self._kernels["invert_blocks"] = render("invert_blocks.py.j2", None)
         out, wanted, values = self._key_values(attend.branch, attend.keys, attend.values)
         sharing = {"group": "group, 1, kv_heads", "head": "1, 1, kv_heads", "all": "group, kv_heads, 1"}[choice.share]
         note = f"Keys and values of {attend.branch.name}, by the blocks of {choice.name}."
+        slopes = ""
+        if attend.branch.name in self._slopes:
+            slopes = self._kernel("slopes_queries.py.j2", build_backward.slopes_queries(step))
         self._launch(
-            "chosen_keys", note, out, wanted, **values, kernel=kernel,
+            "chosen_keys", note, out, wanted, **values, kernel=kernel, wild=self._wild(str(values["keys"]), str(values["values"])),
             sum=self._kernel("sum_blocks.py.j2", total), sum_tiles=total.tiles, list=f'chosen["{choice.name}"]', block=choice.block,
             every=choice.every, tiles=context.tiles, sharing=sharing, warps=step.tiles.warps, stages=step.tiles.stages,
-            lists=_lists(each.pointer.removeprefix("list_") for each in context.members),
+            lists=_lists(each.pointer.removeprefix("list_") for each in context.members), width=context.width, slopes=slopes,
+            slopes_warps=step.slopes.warps, slopes_stages=step.slopes.stages,
+            **self._slopes.get(attend.branch.name, {}),
         )  # fmt: skip
 
     def _add_compress(self, step: CompressGradStep) -> None:
@@ -224,6 +304,26 @@ class _BackwardEmitter:
         )  # fmt: skip
         # Both or neither: another step adds to the gradients of keys and values together.
         self._launches.append(GuardedLaunch(launch, tuple(f"{each}{tokens[1:]}" for each in ("k", "v"))))
+
+
+def _same_for_all_heads(branch: Branch) -> bool:
+    """Whether a head's gradient is the same when its kernels see a part of the heads."""
+    return branch.bias != "alibi" and not symbols(branch.where) & {"h", "heads", "kv_heads"}
+
+
+def _has_fast(step: BackwardStep) -> bool:
+    """Whether the step has a kernel for finite inputs."""
+    match step:
+        case QueriesStep(attend, hopper):
+            return hopper is not None or (isinstance(attend, ChosenStep) and attend.one_list is not None)
+        case StaticKeysStep():
+            return step.hopper is not None
+        case ChosenKeysStep():
+            return True
+        case RowsStep() | SinksStep() | CompressGradStep():
+            return False
+        case _:
+            assert_never(step)
 
 
 def _targets(step: BackwardStep) -> tuple[str, ...]:

@@ -17,13 +17,15 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from nsa_dsl.compiler import compile_backward, compile_source
 from nsa_dsl.execute import load_module
+from nsa_dsl.launch import CARDS, LaunchShape
 from nsa_dsl.pattern import GivenIndices, GivenScores, Pattern
 from nsa_dsl.relation import SameDocument, walk
-from nsa_dsl.schedule import CARDS, LaunchShape
-from nsa_dsl.signature import sign
+from nsa_dsl.signing import sign
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -57,7 +59,8 @@ class KernelReport:
 
 @dataclass(frozen=True, slots=True)
 class RecordedLaunch:
-    """One launch of a kernel: argument types by name, arguments that are multiples of 16, constants, Triton's options."""
+    """One launch of a kernel: argument types by name, arguments that are multiples of 16, constants, Triton's options. registers: the
+    most a thread may have, None where Triton decides."""
 
     kernel: Any
     signature: tuple[tuple[str, str], ...]
@@ -65,6 +68,7 @@ class RecordedLaunch:
     constants: tuple[tuple[str, int], ...]
     warps: int
     stages: int
+    registers: int | None = None
 
 
 def record_launches(
@@ -74,18 +78,21 @@ def record_launches(
     input, for a loss of the output alone and for one that uses the log-sum-exps too."""
     launches: dict[RecordedLaunch, None] = {}
 
-    def record(kernel: Any, _: int, *arguments: Any, warps: int, stages: int, **constants: int) -> None:
+    def record(kernel: Any, _: int, *arguments: Any, warps: int, stages: int, registers: int | None = None, **constants: int) -> None:
         names = [each for each in kernel.arg_names if each not in constants]
         values = dict(zip(names, arguments, strict=True))
         fixed = {name for name in kernel.do_not_specialize if isinstance(name, str)}
         ones = {name: 1 for name, value in values.items() if isinstance(value, int) and value == 1 and name not in fixed}
         types = tuple((name, _type_of(value)) for name, value in values.items() if name not in ones)
         aligned = tuple(name for name, _ in types if name not in fixed and _is_aligned(values[name]))
-        launches[RecordedLaunch(kernel, types, aligned, (*constants.items(), *ones.items()), warps, stages)] = None
+        launches[RecordedLaunch(kernel, types, aligned, (*constants.items(), *ones.items()), warps, stages, registers)] = None
+
+    def record_hopper(kernel: Any, programs: int, *arguments: Any, warps: int, **constants: int) -> None:
+        record(kernel, programs, *arguments, warps=4, stages=1, registers=65536 // (32 * (warps + 4)) // 8 * 8, **constants)
 
     def recording(source: str) -> dict[str, Any]:
         module = vars(load_module(source, pattern.name))
-        module["_launch"] = record
+        module.update(_launch=record, _launch_hopper=record_hopper, _on_hopper=lambda *_: shape.card == "sm_90")
         return module
 
     q, k, v, rest = _arguments(pattern, shape, tokens, heads, kv_heads)
@@ -105,13 +112,16 @@ def compile_launch(launch: RecordedLaunch, card: str) -> KernelReport:
     constants = dict(launch.constants)
     signature = {name: dict(launch.signature).get(name, "constexpr") for name in launch.kernel.arg_names}
     place = {name: (n,) for n, name in enumerate(launch.kernel.arg_names)}
-    source = ASTSource(
+    source = (GluonASTSource if launch.kernel.is_gluon() else ASTSource)(
         launch.kernel,
         signature,
         constexprs={place[name]: value for name, value in constants.items()},
         attrs={place[name]: [["tt.divisibility", 16]] for name in launch.aligned},
     )
-    compiled: Any = triton.compile(source, target=TARGETS[card], options={"num_warps": launch.warps, "num_stages": launch.stages})
+    options = {"num_warps": launch.warps, "num_stages": launch.stages, "maxnreg": launch.registers}
+    if launch.registers is None:
+        del options["maxnreg"]  # not every back end knows it
+    compiled: Any = triton.compile(source, target=TARGETS[card], options=options)
     registers, spills = _resources(compiled.asm["cubin"]) if "cubin" in compiled.asm else (None, None)
     return KernelReport(launch.kernel.__name__, card, compiled.metadata.shared, CARDS[card].shared_memory, registers, spills)
 
@@ -125,6 +135,9 @@ def compile_ahead(pattern: Pattern, card: str, shape: LaunchShape | None = None,
 def _type_of(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return _TYPES[value.dtype]
+    if isinstance(value, TensorDescriptor):
+        box = ", ".join(str(each) for each in value.block_shape)
+        return f"tensordesc<{_TYPES[value.base.dtype][1:]}[{box}],{value.layout!r}>"
     if isinstance(value, float):
         return "fp32"
     return "i32" if -(2**31) <= value < 2**31 else "i64"

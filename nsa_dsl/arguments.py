@@ -9,9 +9,9 @@ from typing import TypeAlias
 
 import torch
 
+from nsa_dsl.launch import Dtype
 from nsa_dsl.pattern import Choice, Compress, GivenIndices, GivenScores, Pattern
 from nsa_dsl.relation import SameDocument, walk
-from nsa_dsl.schedule import Dtype
 
 PerBranch: TypeAlias = torch.Tensor | Mapping[str, torch.Tensor]
 DTYPES: dict[torch.dtype, Dtype] = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}

@@ -6,12 +6,13 @@ from functools import lru_cache
 
 from nsa_dsl.codegen.emit import emit_module
 from nsa_dsl.codegen.emit_backward import emit_backward
+from nsa_dsl.launch import LaunchShape
 from nsa_dsl.lower import lower
 from nsa_dsl.overlap import refuse_overlap
 from nsa_dsl.passes import run_passes
 from nsa_dsl.passes.differentiate import differentiate
 from nsa_dsl.pattern import Pattern
-from nsa_dsl.schedule import LaunchShape, plan_graph
+from nsa_dsl.schedule import plan_graph
 from nsa_dsl.schedule_backward import plan_backward
 
 _USUAL = LaunchShape()

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from nsa_dsl.arguments import check_blocks
-from nsa_dsl.flops import backward_flops, forward_flops
 from nsa_dsl.marshal import first, group, named, no_blocks, placeholders, sizes
 from nsa_dsl.pattern import Pattern
 from nsa_dsl.signature import Signature
@@ -29,8 +28,8 @@ class Kernels(Protocol):
     pattern: Pattern
     signature: Signature
 
-    def module(self, q: Tensor, dim_v: int, *, backward: bool = False) -> types.ModuleType:
-        """The generated module for q's head dimension, type and device, and this value dimension."""
+    def module(self, q: Tensor, dim_v: int, *, kv_heads: int | None = None, backward: bool = False) -> types.ModuleType:
+        """The generated module for calls like this one: q's sizes, type and device, this value dimension, this many heads of keys."""
 
 
 _REGISTRY: dict[str, Kernels] = {}
@@ -99,7 +98,7 @@ def attend_backward(
     dim_v = first(arguments["v"]).shape[3]
     outs = kept["branch"] if "branch" in kept else dict.fromkeys(signature.lses, kept["out"])
     with _device_of(q):
-        made: dict[str, Tensor] = kernels.module(q, dim_v, backward=True).run_backward(
+        made: dict[str, Tensor] = kernels.module(q, dim_v, kv_heads=first(arguments["k"]).shape[1], backward=True).run_backward(
             _rows(cotangents[0]) if 0 in cotangents else q.new_zeros(*q.shape[:3], dim_v),
             {name: cotangents[n] for n, name in enumerate(signature.lses, 1) if n in cotangents},
             q,
@@ -201,6 +200,9 @@ def _attend_flops(
     *,
     out_val: Sequence[Tensor],
 ) -> int:
+    # Counting asks isl, which a call does not.
+    from nsa_dsl.flops import forward_flops
+
     signature = find(key).signature
     given, made = named(signature, tensors, places), group(zip(signature.outputs, out_val, strict=True))
     return forward_flops(signature, sizes(given), made.get("chosen", {}), given.get("cu_seqlens"))
@@ -218,6 +220,8 @@ def _attend_backward_flops(
     *,
     out_val: Sequence[Tensor],  # noqa: ARG001
 ) -> int:
+    from nsa_dsl.flops import backward_flops
+
     signature = find(key).signature
     inputs, kept = named(signature, tensors, places), group(zip(signature.saved, saved, strict=True))
     names = [signature.inputs[each] for each in wanted]
@@ -240,7 +244,7 @@ def _run(kernels: Kernels, given: Mapping[str, Tensor], scale: float | None, *, 
     q = arguments["q"]
     arguments["documents"] = _documents(kernels.signature, arguments.pop("cu_seqlens", None), q)
     with _device_of(q):
-        run = kernels.module(q, first(arguments["v"]).shape[3]).run
+        run = kernels.module(q, first(arguments["v"]).shape[3], kv_heads=first(arguments["k"]).shape[1]).run
         out, lse, chosen, slots, branches = run(**arguments, scale=scale, only_choices=only_choices)
     pairs = ((f"slots.{name}.{part}", each) for name, pair in slots.items() for part, each in zip(("keys", "values"), pair, strict=True))
     return {

@@ -21,12 +21,12 @@ from nsa_dsl.compressors import make_modules
 from nsa_dsl.examples.train.data import read_library
 from nsa_dsl.examples.train.model import Config
 from nsa_dsl.examples.train.train import Options, make_model, train
+from nsa_dsl.launch import Dtype
 from nsa_dsl.loader import load_spec
 from nsa_dsl.op import AttentionOp
 from nsa_dsl.pattern import Pattern
 from nsa_dsl.picture import Frame, draw_pattern
 from nsa_dsl.program import load
-from nsa_dsl.schedule import Dtype
 from nsa_dsl.verify import describe, patterns_to_try, use_device
 from nsa_dsl.verify.cases import Case
 from nsa_dsl.verify.checks import check_results, check_visibility

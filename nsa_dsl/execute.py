@@ -7,7 +7,10 @@ import hashlib
 import linecache
 import types
 
-_IMPORTS = {"torch", "triton", "triton.language"}
+_IMPORTS = {
+    "torch", "triton", "triton.language", "triton.experimental.gluon", "triton.experimental.gluon.language",
+    "triton.experimental.gluon.language.nvidia.hopper", "triton.experimental.gluon.nvidia.hopper",
+}  # fmt: skip
 _NODES = (
     ast.Module, ast.Import, ast.alias, ast.FunctionDef, ast.arguments, ast.arg, ast.Return, ast.Assign, ast.AugAssign, ast.AnnAssign,
     ast.For, ast.While, ast.If, ast.Expr, ast.BoolOp, ast.BinOp, ast.UnaryOp, ast.IfExp, ast.Dict, ast.Compare, ast.Call, ast.keyword,

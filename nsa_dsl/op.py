@@ -7,19 +7,20 @@ import os
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeAlias
 
 import torch
 
 from nsa_dsl import custom_op
 from nsa_dsl.arguments import DTYPES, Arguments, PerBranch, check_arguments
-from nsa_dsl.compiler import compile_backward, compile_source
 from nsa_dsl.execute import load_module
+from nsa_dsl.launch import LaunchShape, Pin
 from nsa_dsl.marshal import flatten
 from nsa_dsl.pattern import Compress, Pattern
-from nsa_dsl.schedule import LaunchShape
-from nsa_dsl.signature import sign
+from nsa_dsl.sources import compile_backward, compile_source, sign
+from nsa_dsl.tuned.keys import length_bucket, tunable_kernels
+from nsa_dsl.tuned.lookup import MissingTuningError, Tune, find_pins, tune_mode
 
 LogSumExp: TypeAlias = torch.Tensor | dict[str, torch.Tensor]
 Slots: TypeAlias = tuple[torch.Tensor, torch.Tensor]
@@ -32,22 +33,35 @@ class AttentionOp:
     tile sizes are the same to `torch.compile`; an op can be copied and pickled.
     """
 
-    def __init__(self, pattern: Pattern, *, rows: int | None = None, cols: int | None = None) -> None:
-        """rows, cols: tile sizes to use whatever they cost; None lets the schedule choose. Raises NotSupported at once for a
-        pattern that has no kernels."""
+    def __init__(
+        self,
+        pattern: Pattern,
+        *,
+        rows: int | None = None,
+        cols: int | None = None,
+        pins: Mapping[str, Pin] | None = None,
+        tune: Tune | None = None,
+    ) -> None:
+        """rows, cols: tile sizes to use whatever they cost; None lets the schedule choose. pins: decisions for single kernels, by name.
+        tune: whether measured decisions are looked up for the others ("off": they are not; "assert": calls without one are refused with
+        MissingTuningError); None asks NSA_TUNE. Raises NotSupported at once for a pattern that has no kernels."""
         self.pattern = pattern
         self.signature = sign(pattern)
-        self._tiles = LaunchShape(rows=rows, cols=cols)
+        self._tiles = LaunchShape(rows=rows, cols=cols, pins=tuple(sorted((pins or {}).items(), key=lambda each: each[0])))
+        self._tune = tune
+        self._kernels = tunable_kernels(pattern, self.signature)
         self._modules: dict[tuple[LaunchShape, bool], types.ModuleType] = {}
-        compile_source(pattern, self._tiles)
-        self._key = f"{pattern.name}-{hashlib.sha256(repr((pattern, self._tiles)).encode()).hexdigest()[:16]}"
+        self._by_call: dict[tuple[object, ...], types.ModuleType] = {}
+        compile_source(pattern, replace(self._tiles, pins=()))
+        self._key = f"{pattern.name}-{hashlib.sha256(repr((pattern, self._tiles, tune)).encode()).hexdigest()[:16]}"
         custom_op.register(self._key, self)
 
     def __repr__(self) -> str:
         return f"AttentionOp({self.pattern.name!r})"
 
     def __reduce__(self) -> tuple[Callable[[Pattern], AttentionOp], tuple[Pattern]]:
-        return partial(AttentionOp, rows=self._tiles.rows, cols=self._tiles.cols), (self.pattern,)
+        made = partial(AttentionOp, rows=self._tiles.rows, cols=self._tiles.cols, pins=dict(self._tiles.pins), tune=self._tune)
+        return made, (self.pattern,)
 
     def __call__(
         self,
@@ -135,7 +149,7 @@ class AttentionOp:
         weights: (for k, for v), each (kv_heads, block), of a weighted memory; compressor: the module of an mlp memory. Gradients
         pass through a module only. Raises KeyError for a name that is no memory of the pattern, or one that no branch attends to.
         """
-        made = vars(self.module(k, v.shape[3]))
+        made = vars(self.module(k, v.shape[3], tuned=False))
         nameless = {each.name: replace(each, name="") for each in self.pattern.memories}
         # Memories that differ in name alone are made once, under the name of one of them.
         alike = [name for name, each in nameless.items() if each == nameless[memory]]
@@ -147,16 +161,51 @@ class AttentionOp:
         """The generated module. shape: what tiles are chosen for; default head dimension 128, bfloat16, sm_90."""
         return compile_source(self.pattern, shape or self._tiles)
 
-    def module(self, q: torch.Tensor, dim_v: int, *, backward: bool = False) -> types.ModuleType:
-        """The generated module, with `run` or `run_backward`, for q's head dimension, type and device, and this value dimension."""
-        shape = replace(self._tiles, dim_qk=q.shape[3], dim_v=dim_v, dtype=DTYPES[q.dtype], card=_card(q.device))
-        if shape.card == "interpreter" and shape.rows is None:
+    def module(
+        self, q: torch.Tensor, dim_v: int, *, kv_heads: int | None = None, backward: bool = False, tuned: bool = True
+    ) -> types.ModuleType:
+        """The generated module, with `run` or `run_backward`, for calls like this one: q's sizes, type and device, this value dimension,
+        and this many heads of keys (None: as many as q has). tuned: whether measured decisions matter to what is wanted of it. Raises
+        MissingTuningError if they do, are asked for, and are missing."""
+        kv_heads = q.shape[1] if kv_heads is None else kv_heads
+        call = (q.dtype, q.device, q.shape[1], length_bucket(q.shape[2]), q.shape[3], dim_v, kv_heads, backward, tuned)
+        if call not in self._by_call:
+            self._by_call[call] = self._find_module(q, dim_v, kv_heads, backward, tuned)
+        return self._by_call[call]
+
+    def _find_module(self, q: torch.Tensor, dim_v: int, kv_heads: int, backward: bool, tuned: bool) -> types.ModuleType:
+        shape = replace(self._tiles, dim_qk=q.shape[3], dim_v=dim_v, dtype=DTYPES[q.dtype], card=card_of(q.device))
+        if shape.card == "interpreter" and shape.rows is None and not shape.pins:
             # Interpreted steps cost the same whatever their size up to here, and small tiles meet more edges.
             shape = replace(shape, rows=32, cols=32)
+        if tuned and q.is_cuda and shape.rows is None and shape.cols is None:
+            shape = replace(shape, pins=self._pins(shape, q, kv_heads, backward))
         if (shape, backward) not in self._modules:
             source = compile_backward(self.pattern, shape) if backward else compile_source(self.pattern, shape)
-            self._modules[shape, backward] = load_module(source, self.pattern.name)
+            module = self._modules[shape, backward] = load_module(source, self.pattern.name)
+            if q.is_cuda:
+                from nsa_dsl.warmup import compile_before_calls
+
+                title = f"{self.pattern.name}'s gradients" if backward else self.pattern.name
+                compile_before_calls(module, "run_backward" if backward else "run", title, shape.card)
         return self._modules[shape, backward]
+
+    def _pins(self, shape: LaunchShape, q: torch.Tensor, kv_heads: int, backward: bool) -> tuple[tuple[str, Pin], ...]:
+        """The decisions for a call: those the op was made with, before those that were measured."""
+        mode = tune_mode() if self._tune is None else self._tune
+        if mode == "off" or 0 in q.shape:
+            return shape.pins
+        heads, tokens, card = q.shape[1], q.shape[2], torch.cuda.get_device_name(q.device)
+        wanted = tuple(each for each in self._kernels if each.backward == backward)
+        pins = {**find_pins(wanted, shape, tokens, heads, kv_heads, card, _triton_version()), **dict(shape.pins)}
+        missing = [each.name for each in wanted if each.name not in pins and not each.optional]
+        if mode == "assert" and missing:
+            raise MissingTuningError(
+                f"{self.pattern.name}: nothing is measured on {card} for {', '.join(missing)} at {tokens} tokens; run `nsa tune FILE "
+                f"--pattern {self.pattern.name} --lengths {tokens} --heads {heads} --kv-heads {kv_heads} --dim {shape.dim_qk} "
+                f"--dim-v {shape.dim_v} --dtype {shape.dtype}`, or unset NSA_TUNE to use the schedule's own tiles"
+            )
+        return tuple(sorted(pins.items(), key=lambda each: each[0]))
 
     def _flat(
         self, q: torch.Tensor, k: PerBranch, v: PerBranch, arguments: Arguments, *, gated: bool
@@ -191,7 +240,16 @@ def _make_slots(memory: Compress, k: torch.Tensor, v: torch.Tensor, module: Call
     return k_slots.to(k.dtype).contiguous(), v_slots.to(v.dtype).contiguous()
 
 
-def _card(device: torch.device) -> str:
+@cache
+def _triton_version() -> str:
+    # Importing triton decides whether it interprets; by now there is a call, and the kernels import it as well.
+    import triton
+
+    version: str = triton.__version__
+    return version
+
+
+def card_of(device: torch.device) -> str:
     """The entry of schedule.CARDS that the device is closest to. Raises RuntimeError where no kernel can run."""
     if device.type == "cuda":
         if torch.version.hip:

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from nsa_dsl.launch import Dtype, LaunchShape
 from nsa_dsl.loader import load_spec
 from nsa_dsl.pattern import Model, Pattern
 from nsa_dsl.resolve.spec import Spec
-from nsa_dsl.schedule import Dtype, LaunchShape
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nsa_dsl.graph import BlockGraph
     from nsa_dsl.op import AttentionOp, LogSumExp
     from nsa_dsl.prove import Verdict
+    from nsa_dsl.tuned.lookup import Tune
 
 # torch and isl take seconds to import; a spec can be loaded, listed and printed without them.
 
@@ -73,15 +74,15 @@ class AttentionPattern:
         reused = f", reuse={dict(self.reuse)}" if self.reuse else ""
         return f"AttentionPattern({self.definition.name!r}{parameters}{reused})"
 
-    def compile(self, *, rows: int | None = None, cols: int | None = None) -> AttentionOp:
+    def compile(self, *, rows: int | None = None, cols: int | None = None, tune: Tune | None = None) -> AttentionOp:
         """A callable op(q, k, v, ...) that runs generated kernels.
 
-        rows, cols: tile sizes to use whatever they cost; None lets the schedule choose. Raises NotSupported for a construct that has no
-        kernel yet.
+        rows, cols: tile sizes to use whatever they cost; None lets the schedule choose. tune: "off" leaves out decisions that `nsa tune`
+        measured, "assert" refuses calls without one; None asks NSA_TUNE. Raises NotSupported for a construct that has no kernel yet.
         """
         from nsa_dsl.op import AttentionOp
 
-        return AttentionOp(self.definition, rows=rows, cols=cols)
+        return AttentionOp(self.definition, rows=rows, cols=cols, tune=tune)
 
     def reference(
         self,

@@ -28,6 +28,16 @@ from nsa_dsl.graph import (
     QueryGradNode,
     SelectNode,
 )
+from nsa_dsl.launch import (
+    CARDS,
+    LaunchShape,
+    Tiles,
+    first_that_fits,
+    hopper_tiles,
+    on_hopper,
+    plain_tiles,
+    tile_override,
+)
 from nsa_dsl.pattern import Branch, Choice, Compress, IndexScore, NotSupported, Pattern
 from nsa_dsl.relation import (
     Chosen,
@@ -46,59 +56,8 @@ from nsa_dsl.relation import (
     symbols,
     walk,
 )
-
-Dtype: TypeAlias = Literal["bf16", "fp16", "fp32", "fp64"]
-"""Element types. fp64 is for gradient checks under Triton's interpreter."""
-
-
-@dataclass(frozen=True, slots=True)
-class Card:
-    """What a schedule knows of a card. shared_memory: bytes one program may use; static_pairs: the most pairs (queries times keys)
-    a step of attention over a static relation may hold before its registers spill, measured by compiling."""
-
-    shared_memory: int
-    static_pairs: int
-
-
-CARDS = {
-    "sm_80": Card(163 * 1024, 64 * 64),
-    "sm_86": Card(99 * 1024, 64 * 64),
-    "sm_90": Card(227 * 1024, 128 * 64),
-    "sm_100": Card(227 * 1024, 128 * 64),
-    "gfx942": Card(64 * 1024, 128 * 64),
-    "interpreter": Card(1 << 30, 128 * 64),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class LaunchShape:
-    """What tiles depend on. dim_qk, dim_v: head dimensions; rows, cols: tile sizes to use whatever the cost (None: choose)."""
-
-    dim_qk: int = 128
-    dim_v: int = 128
-    dtype: Dtype = "bf16"
-    card: str = "sm_90"
-    rows: int | None = None
-    cols: int | None = None
-
-    @property
-    def element_bytes(self) -> int:
-        return {"fp64": 8, "fp32": 4}.get(self.dtype, 2)
-
-    @property
-    def padded(self) -> tuple[int, int]:
-        """The head dimensions as the kernels see them: powers of two from 16."""
-        return power_of_two(self.dim_qk), power_of_two(self.dim_v)
-
-
-@dataclass(frozen=True, slots=True)
-class Tiles:
-    """rows: queries a program; cols: keys a step; warps, stages: Triton's launch options."""
-
-    rows: int
-    cols: int
-    warps: int
-    stages: int
+from nsa_dsl.schedule_chosen import BY_BLOCKS_TILE, QUERIES_WIDE, UNION, UNION_32_BIT, UNION_QUERIES, UNION_QUERIES_WIDE, takes_one_list
+from nsa_dsl.schedule_hopper import forward_sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +73,8 @@ class CompressStep:
 
 @dataclass(frozen=True, slots=True)
 class StaticStep:
-    """Attention over a static relation. relation: over tokens, or over slots when the branch's memory is Compress."""
+    """Attention over a static relation. relation: over tokens, or over slots when the branch's memory is Compress. hopper: tiles of
+    the Gluon kernel beside the plain one, None where there is none."""
 
     node: str
     branch: Branch
@@ -122,12 +82,25 @@ class StaticStep:
     values: str
     relation: Condition
     tiles: Tiles
+    hopper: Tiles | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OneListTiles:
+    """Tiles of the kernels that stand beside the forward for one query at a time: over unions of neighbouring queries, the gradients of
+    queries, over them and alone, and by blocks (cols: a whole block), None where blocks do not fit."""
+
+    union: Tiles
+    union_queries: Tiles
+    queries: Tiles
+    by_blocks: Tiles | None
 
 
 @dataclass(frozen=True, slots=True)
 class ChosenStep:
     """Attention over chosen blocks and, in the same softmax, a static part. where: over tokens, with Chosen atoms.
-    run: queries a program; per_head: a program serves one query head, because lists or relation differ by head."""
+    run: queries a program; per_head: a program serves one query head, because lists or relation differ by head; one_list: tiles of the
+    kernels for branches in which every query sees the blocks of one list and nothing else."""
 
     node: str
     branch: Branch
@@ -137,12 +110,14 @@ class ChosenStep:
     run: int
     per_head: bool
     tiles: Tiles
+    one_list: OneListTiles | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ChooseStep:
     """Scores, then the best blocks. keys: tokens, or the slots of the branch `scored` whose probabilities count.
-    relation: which slots a query sees."""
+    relation: which slots a query sees. slots_once: each slot is scored once, for all blocks it touches, and the tiles' cols are slots;
+    otherwise they are blocks."""
 
     node: str
     choice: Choice
@@ -151,6 +126,7 @@ class ChooseStep:
     scored_branch: Branch | None
     relation: Condition | None
     tiles: Tiles
+    slots_once: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,11 +197,16 @@ def plan_attend(graph: BlockGraph, name: str, branch: Branch, relation: Conditio
     if not branch.choices:
         if relation is None:
             raise NotSupported(f"branch {branch.name}: slot visibility was not derived; run the passes first")
-        return StaticStep(f"attend.{branch.name}", branch, keys, values, relation, static_tiles(shape, relation))
+        tiles = plain_tiles(shape, f"attend_{branch.name}", static_tiles(shape, relation))
+        sizes = forward_sizes(branch, relation, shape.dim_qk, shape.dim_v) if on_hopper(shape) else None
+        hopper = hopper_tiles(shape, f"attend_{branch.name}", None if sizes is None else Tiles(*sizes))
+        return StaticStep(f"attend.{branch.name}", branch, keys, values, relation, tiles, hopper)
     where = _with_extra_blocks(branch)
     run = _common_run([each.every for each in branch.choices])
     per_head = "h" in symbols(where) or any(each.share == "head" for each in branch.choices)
-    return ChosenStep(f"attend.{branch.name}", branch, keys, values, where, run, per_head, chosen_tiles(shape))
+    tiles = plain_tiles(shape, f"attend_{branch.name}", chosen_tiles(shape))
+    one_list = _one_list_tiles(branch, shape) if takes_one_list(branch, where, per_head) else None
+    return ChosenStep(f"attend.{branch.name}", branch, keys, values, where, run, per_head, tiles, one_list)
 
 
 def _common_run(runs: Sequence[int]) -> int:
@@ -263,24 +244,36 @@ def _plan_choice(graph: BlockGraph, name: str, choice: Choice, shape: LaunchShap
     if isinstance(choice.score, IndexScore):
         raise NotSupported(f"choice {choice.name}: `by = index(...)` has no kernel yet; pass the indexer's scores with `by = scores`")
     importance = next((each for each, node, _ in graph.incoming(name) if isinstance(node, ImportanceNode)), None)
+    kernel = f"score_{choice.name}"
+    tiles = plain_tiles(shape, kernel, score_tiles(shape, pooled=False))
     if importance is None:
-        return ChooseStep(name, choice, None, None, None, None, score_tiles(shape, pooled=False))
+        return ChooseStep(name, choice, None, None, None, None, tiles)
     for producer, node, _ in graph.incoming(importance):
         if isinstance(node, AttendNode):
-            return ChooseStep(
-                name, choice, producer_of(graph, producer, "keys"), producer, node.branch, node.slot_where, score_tiles(shape, pooled=False)
-            )
-    return ChooseStep(name, choice, producer_of(graph, importance, "keys"), None, None, None, score_tiles(shape, pooled=True))
+            once = touches_two_blocks(choice, node.branch, node.slot_where)
+            if once:
+                tiles = plain_tiles(shape, kernel, slot_tiles(shape))
+            return ChooseStep(name, choice, producer_of(graph, producer, "keys"), producer, node.branch, node.slot_where, tiles, once)
+    tiles = plain_tiles(shape, kernel, score_tiles(shape, pooled=True))
+    return ChooseStep(name, choice, producer_of(graph, importance, "keys"), None, None, None, tiles)
+
+
+def touches_two_blocks(choice: Choice, branch: Branch, relation: Condition | None) -> bool:
+    """Whether each slot of the scored branch can be scored once, for its own block and the next: strides divide blocks into a power of
+    two of at most 16 slots, a block's last slot ends with the next block or earlier, and the heads that choose together see the same
+    slots of one KV head and count by their sum."""
+    memory = branch.memory
+    if not isinstance(memory, Compress) or choice.share == "all" or choice.reduce == "max":
+        return False
+    in_block, rest = divmod(choice.block, memory.stride)
+    if rest or in_block not in (1, 2, 4, 8, 16) or memory.block > choice.block + memory.stride:
+        return False
+    return relation is None or "h" not in symbols(relation)
 
 
 def monotone(where: Condition, chosen: str) -> bool:
     """Whether taking more blocks can only let a query see more: no difference subtracts the choice."""
     return not any(isinstance(each, Not) and chosen in choices(each) for each in walk(where))
-
-
-def power_of_two(size: int, least: int = 16) -> int:
-    """The least power of two that is at least `size` and `least`."""
-    return max(least, 1 << (size - 1).bit_length())
 
 
 _STATIC_16_BIT = (
@@ -297,6 +290,7 @@ _STATIC_32_BIT = (Tiles(64, 16, 8, 2), Tiles(32, 16, 4, 2), Tiles(16, 16, 4, 1))
 _CHOSEN_32_BIT = (Tiles(16, 16, 4, 2), Tiles(16, 16, 4, 1))
 _CHOSEN_16_BIT = (Tiles(16, 64, 2, 3), Tiles(16, 64, 2, 2), Tiles(16, 32, 2, 2), Tiles(16, 32, 2, 1), Tiles(16, 16, 2, 1))
 _SCORE_16_BIT = (Tiles(64, 64, 4, 3), Tiles(64, 64, 8, 2), Tiles(32, 32, 4, 2), Tiles(16, 16, 4, 1))
+_SLOTS_16_BIT = (Tiles(64, 128, 4, 2), Tiles(64, 64, 4, 2), Tiles(32, 64, 4, 2), Tiles(32, 32, 4, 2), Tiles(16, 16, 4, 1))
 _SCORE_32_BIT = (Tiles(32, 32, 8, 1), Tiles(32, 16, 4, 1), Tiles(16, 16, 4, 1))
 
 _LONG_MASK = 40
@@ -318,8 +312,38 @@ def static_tiles(shape: LaunchShape, relation: Condition) -> Tiles:
 def chosen_tiles(shape: LaunchShape) -> Tiles:
     """Tiles of attention over chosen blocks: rows are the heads of a group, at least 16; cols the keys a step."""
     pad_qk, pad_v = shape.padded
-    ladder = _CHOSEN_32_BIT if shape.element_bytes > 2 else _CHOSEN_16_BIT
+    ladder: Sequence[Tiles] = _CHOSEN_32_BIT if shape.element_bytes > 2 else _CHOSEN_16_BIT
+    if shape.dim_qk % 16 or shape.dim_v % 16:
+        # Rows that are not loaded 16 bytes at a time take many registers for pointers.
+        ladder = tuple(each for each in ladder if each.cols <= 32)
     return tile_override(shape, first_that_fits(ladder, shape, pad_qk + pad_v, 4 * (pad_qk + pad_v)), rows=16)
+
+
+def _one_list_tiles(branch: Branch, shape: LaunchShape) -> OneListTiles:
+    """Tiles of the kernels for branches of one list."""
+    dims, block = sum(shape.padded), branch.choices[0].block
+    exact, wide = shape.element_bytes > 2, max(shape.padded) > 128
+
+    def fitting(name: str, ladder: Sequence[tuple[int, int, int, int]]) -> Tiles:
+        tiles = first_that_fits(tuple(Tiles(*each) for each in (UNION_32_BIT if exact else ladder)), shape, dims, dims)
+        return plain_tiles(shape, f"attend_{branch.name}_{name}", tile_override(shape, tiles))
+
+    def alone() -> Tiles:
+        tiles = chosen_tiles(shape)
+        if wide and not exact:
+            tiles = first_that_fits(tuple(Tiles(*each) for each in QUERIES_WIDE), shape, dims, 4 * dims)
+        return plain_tiles(shape, f"attend_{branch.name}_queries", tile_override(shape, tiles, rows=16))
+
+    by_blocks = Tiles(16 if exact else BY_BLOCKS_TILE, block, 4, 2)
+    fits = block & (block - 1) == 0 and by_blocks.rows * block <= (512 if exact else 64 * 128)
+    moving, staying = 2 * by_blocks.rows * shape.padded[0], block * dims
+    fits = fits and (moving + staying) * shape.element_bytes <= CARDS[shape.card].shared_memory
+    return OneListTiles(
+        fitting("union", UNION),
+        fitting("union_queries", UNION_QUERIES_WIDE if wide else UNION_QUERIES),
+        alone(),
+        plain_tiles(shape, f"attend_{branch.name}_by_blocks", by_blocks) if fits else None,
+    )
 
 
 def score_tiles(shape: LaunchShape, pooled: bool) -> Tiles:
@@ -332,27 +356,8 @@ def score_tiles(shape: LaunchShape, pooled: bool) -> Tiles:
     return tile_override(shape, first_that_fits(ladder, shape, pad_qk * (2 if pooled else 1), pad_qk, 4 if pooled else None))
 
 
-def first_that_fits(
-    ladder: Sequence[Tiles],
-    shape: LaunchShape,
-    key_dims: int,
-    query_dims: int,
-    element: int | None = None,
-    stay: Literal["rows", "cols"] = "rows",
-) -> Tiles:
-    """The first tiles whose pipelined operands and those that stay fit in the card's shared memory; the last if none does.
-
-    stay: whether a program keeps its queries and keys come and go, or the other way round. element: bytes of one.
-    """
-    element = element or shape.element_bytes
-    for tiles in ladder:
-        keys, queries = tiles.cols * key_dims, tiles.rows * query_dims
-        moving, staying = (keys, queries) if stay == "rows" else (queries, keys)
-        if (tiles.stages * moving + staying) * element <= CARDS[shape.card].shared_memory:
-            return tiles
-    return ladder[-1]
-
-
-def tile_override(shape: LaunchShape, tiles: Tiles, rows: int | None = None) -> Tiles:
-    """The tiles, in the sizes that the caller insists on."""
-    return Tiles(rows or shape.rows or tiles.rows, shape.cols or tiles.cols, tiles.warps, tiles.stages)
+def slot_tiles(shape: LaunchShape) -> Tiles:
+    """Tiles of the kernel that scores each slot once: rows are query units, cols slots. Keys stay, the heads' queries come and go."""
+    pad_qk, _ = shape.padded
+    ladder = _SCORE_32_BIT if shape.element_bytes > 2 else _SLOTS_16_BIT
+    return tile_override(shape, first_that_fits(ladder, shape, pad_qk, pad_qk, stay="cols"))

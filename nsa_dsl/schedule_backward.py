@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, assert_never
 
 from nsa_dsl.graph import (
     BlockGraph,
@@ -15,21 +15,19 @@ from nsa_dsl.graph import (
     Part,
     QueryGradNode,
 )
+from nsa_dsl.launch import CARDS, LaunchShape, Tiles, first_that_fits, hopper_tiles, on_hopper, plain_tiles, tile_override
 from nsa_dsl.pattern import Branch, Compress, Pattern
 from nsa_dsl.relation import EMPTY, Chosen, Condition, conjunction, rewrite, transposed
 from nsa_dsl.schedule import (
-    CARDS,
     AttendStep,
     ChosenStep,
-    LaunchShape,
     StaticStep,
-    Tiles,
-    first_that_fits,
+    chosen_tiles,
     monotone,
     plan_attend,
     producer_of,
-    tile_override,
 )
+from nsa_dsl.schedule_hopper import keys_sizes, queries_sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +47,18 @@ class SinksStep:
 
 @dataclass(frozen=True, slots=True)
 class QueriesStep:
-    """One branch's share of the queries' gradient. attend: the branch as its forward runs, with tiles of this pass."""
+    """One branch's share of the queries' gradient. attend: the branch as its forward runs, with tiles of this pass; hopper: tiles of
+    this pass's Gluon kernel beside the plain one, None where there is none."""
 
     attend: AttendStep
+    hopper: Tiles | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StaticKeysStep:
     """The gradients of a branch's keys and values over a static relation. walked: the relation whose query tiles are visited;
-    seen: the pairs that count, which may ask for choices; keys, values: the nodes they are the gradients of."""
+    seen: the pairs that count, which may ask for choices; keys, values: the nodes they are the gradients of; hopper: as in
+    QueriesStep."""
 
     branch: Branch
     keys: str
@@ -65,15 +66,18 @@ class StaticKeysStep:
     walked: Condition
     seen: Condition
     tiles: Tiles
+    hopper: Tiles | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ChosenKeysStep:
-    """The gradients of a branch's keys and values from the pairs that its choice number `place` adds."""
+    """The gradients of a branch's keys and values from the pairs that its choice number `place` adds. slopes: tiles of the kernel that
+    makes the queries' gradient from the slopes of this one, where they may be kept; its rows are the heads of a group."""
 
     attend: ChosenStep
     place: int
     tiles: Tiles
+    slopes: Tiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +105,20 @@ class BackwardPlan:
 def plan_backward(pattern: Pattern, graph: BlockGraph, shape: LaunchShape) -> BackwardPlan:
     """The plan of a differentiated graph. Raises NotSupported for a construct that has no kernel yet."""
     steps = (step for name in graph.order() for step in _plan_node(graph, name, graph.node(name), shape))
-    return BackwardPlan(pattern, shape, tuple(steps))
+    # Queries' gradients first, those of one list last among them: a step for keys that keeps slopes adds to what the others have stored.
+    return BackwardPlan(pattern, shape, tuple(sorted(steps, key=_turn)))
+
+
+def _turn(step: BackwardStep) -> int:
+    match step:
+        case RowsStep() | SinksStep():
+            return 0
+        case QueriesStep(attend):
+            return 2 if isinstance(attend, ChosenStep) and attend.one_list is not None else 1
+        case StaticKeysStep() | ChosenKeysStep() | CompressGradStep():
+            return 3
+        case _:
+            assert_never(step)
 
 
 def _plan_node(graph: BlockGraph, name: str, node: Node, shape: LaunchShape) -> tuple[BackwardStep, ...]:
@@ -112,7 +129,8 @@ def _plan_node(graph: BlockGraph, name: str, node: Node, shape: LaunchShape) -> 
             return (SinksStep(owner),)
         case QueryGradNode(branch, _, may_where, slot_where):
             attend = plan_attend(graph, name, branch, may_where if slot_where is None else slot_where, shape)
-            return (QueriesStep(replace(attend, tiles=_query_tiles(attend, shape))),)
+            tiles = plain_tiles(shape, f"attend_{branch.name}_queries", _query_tiles(attend, shape))
+            return (QueriesStep(replace(attend, tiles=tiles), _hopper_queries(attend, shape)),)
         case KeyGradNode(branch, _, may_where, slot_where):
             # The graph holds the transposed relation; tiles are made from either side of the same one.
             relation = transposed(may_where if slot_where is None else slot_where)
@@ -126,9 +144,10 @@ def _plan_node(graph: BlockGraph, name: str, node: Node, shape: LaunchShape) -> 
 
 def _plan_keys(attend: AttendStep, shape: LaunchShape) -> tuple[BackwardStep, ...]:
     """With F what is visible when nothing is chosen: first F, then for every choice the pairs that neither F nor an earlier one has."""
-    tiles = key_tiles(shape)
+    tiles = plain_tiles(shape, f"attend_{attend.branch.name}_keys", key_tiles(shape))
     if isinstance(attend, StaticStep):
-        return (StaticKeysStep(attend.branch, attend.keys, attend.values, attend.relation, attend.relation, tiles),)
+        relation, hopper = attend.relation, _hopper_keys(attend, shape)
+        return (StaticKeysStep(attend.branch, attend.keys, attend.values, relation, relation, tiles, hopper),)
     atoms = {each.name: Chosen(each.name) for each in attend.branch.choices}
     nothing = rewrite(attend.where, {}, dict.fromkeys(atoms.values(), EMPTY))
     steps: list[BackwardStep] = []
@@ -137,7 +156,9 @@ def _plan_keys(attend: AttendStep, shape: LaunchShape) -> tuple[BackwardStep, ..
         seen = nothing if growing else conjunction(nothing, attend.where)
         steps.append(StaticKeysStep(attend.branch, attend.keys, attend.values, nothing, seen, tiles))
     for place, choice in enumerate(attend.branch.choices):
-        steps.append(ChosenKeysStep(attend, place, list_tiles(shape, choice.block)))
+        listed = plain_tiles(shape, f"chosen_keys_{choice.name}", list_tiles(shape, choice.block))
+        slopes = plain_tiles(shape, f"slopes_{attend.branch.name}_queries", slope_tiles(shape, choice.block))
+        steps.append(ChosenKeysStep(attend, place, listed, slopes))
     return tuple(steps)
 
 
@@ -168,10 +189,26 @@ _ACCUMULATORS, _ACCUMULATORS_WIDE = 128, 100
 registers for rows, too."""
 
 
+def _hopper_queries(attend: AttendStep, shape: LaunchShape) -> Tiles | None:
+    """Tiles of the Gluon kernel of the queries' gradient."""
+    if not isinstance(attend, StaticStep) or not on_hopper(shape):
+        return None
+    sizes = queries_sizes(attend.branch, attend.relation, shape.dim_qk, shape.dim_v)
+    return hopper_tiles(shape, f"attend_{attend.branch.name}_queries", None if sizes is None else Tiles(*sizes))
+
+
+def _hopper_keys(attend: StaticStep, shape: LaunchShape) -> Tiles | None:
+    """Tiles of the Gluon kernel of the keys' and values' gradients."""
+    if not on_hopper(shape):
+        return None
+    sizes = keys_sizes(attend.branch, attend.relation, shape.dim_qk, shape.dim_v)
+    return hopper_tiles(shape, f"attend_{attend.branch.name}_keys", None if sizes is None else Tiles(*sizes))
+
+
 def _query_tiles(attend: AttendStep, shape: LaunchShape) -> Tiles:
     """Tiles of the queries' gradient."""
     if isinstance(attend, ChosenStep):
-        return attend.tiles
+        return chosen_tiles(shape)
     dims = sum(shape.padded)
     ladder = _QUERIES_32_BIT if shape.element_bytes > 2 else _QUERIES_16_BIT
     pairs = CARDS[shape.card].static_pairs if max(shape.padded) <= 128 else 64 * 32
@@ -197,3 +234,9 @@ def list_tiles(shape: LaunchShape, block: int) -> Tiles:
     """Tiles of the keys' and values' gradients of chosen blocks of `block` keys."""
     tiles = key_tiles(shape, most=64 if max(shape.padded) <= 128 else 32)
     return replace(tiles, cols=max(16, min(tiles.cols, 1 << (block - 1).bit_length())))
+
+
+def slope_tiles(shape: LaunchShape, block: int) -> Tiles:
+    """Tiles of the queries' gradient from the slopes of chosen blocks of `block` keys: few operations a block, so many loads in flight."""
+    ladder = tuple(Tiles(16, block, 2, stages) for stages in (5, 3, 2, 1)) if shape.element_bytes == 2 else (Tiles(16, block, 8, 1),)
+    return first_that_fits(ladder, shape, shape.padded[0] + 16, 0)

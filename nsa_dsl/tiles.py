@@ -30,8 +30,8 @@ from nsa_dsl.integer_set import (
     to_affine,
     to_set,
 )
-from nsa_dsl.relation import FULL, Condition, Const, Extreme, FloorDiv, Modulo, Term, Var, conjunction, walk
-from nsa_dsl.terms import MOST_TOKENS, push_negation, sum_of
+from nsa_dsl.relation import FULL, Compare, Condition, Const, Extreme, FloorDiv, Modulo, Term, Var, conjunction, disjunction, rewrite, walk
+from nsa_dsl.terms import MOST_TOKENS, push_negation, scaled, sum_of
 
 Side: TypeAlias = Literal["keys", "queries"]
 
@@ -102,21 +102,29 @@ def tiling(
 
 def _exact_pieces(sets: _TileSets, most: int, split: bool) -> tuple[Piece, ...]:
     """Loops over full and partial tiles apart if split, otherwise over all as partial. Of isl's ways to make loops those with
-    the fewest conditions inside loops, then the first. Raises TooComplex if every way takes too many pieces."""
+    the fewest conditions inside loops, then the first, that are proved to visit the tiles they should; if isl decides for none of them,
+    the first that it does not refute. Raises TooComplex if every way takes too many pieces."""
     visited = sets.visited()
     parts = [(visited, False)]
     if split:
         full = sets.full()
         parts = [(full, True), (visited.subtract(full), False)]
-    choices = []
+    choices: list[tuple[tuple[int, int], tuple[tuple[Piece, ...], ...]]] = []
     for ways in product(*(_ways(sets, tiles, is_full) for tiles, is_full in parts)):
         pieces = tuple(each for _, loops in ways for each in loops)
         if len(pieces) <= most:
             rank = sum(each.inner is not None for each in pieces), sum(order for order, _ in ways)
-            choices.append((rank, pieces))
-    if not choices:
-        raise TooComplex(f"more than {most} pieces")
-    return min(choices, key=lambda choice: choice[0])[1]
+            choices.append((rank, tuple(loops for _, loops in ways)))
+    undecided: tuple[tuple[Piece, ...], ...] | None = None
+    for _, nest in sorted(choices, key=lambda choice: choice[0]):
+        verdicts = [sets.proved(tiles, loops) for (tiles, _), loops in zip(parts, nest, strict=True)]
+        if all(verdicts):
+            return tuple(each for loops in nest for each in loops)
+        if undecided is None and False not in verdicts:
+            undecided = nest
+    if undecided is None:
+        raise TooComplex(f"more than {most} pieces, or loops that miss tiles")
+    return tuple(each for loops in undecided for each in loops)
 
 
 def _ways(sets: _TileSets, tiles: isl.Set, full: bool) -> list[tuple[int, tuple[Piece, ...]]]:
@@ -124,6 +132,8 @@ def _ways(sets: _TileSets, tiles: isl.Set, full: bool) -> list[tuple[int, tuple[
     short and simple."""
     found: list[tuple[int, tuple[Piece, ...]]] = []
     for order, way in enumerate(_WAYS):
+        if way in _STRIDES and any(all(each.inner is None for each in pieces) for _, pieces in found):
+            break
         try:
             pieces = sets.loops(tiles, full, way)
         except TooComplex:
@@ -139,11 +149,15 @@ def _ways(sets: _TileSets, tiles: isl.Set, full: bool) -> list[tuple[int, tuple[
 
 
 _SHORT = 4
+_MOST_UNDECIDED = 2
 _MOST_PARTS = 24
-_Way: TypeAlias = Literal["separate", "disjoint", "default", "atomic"]
-_WAYS: tuple[_Way, ...] = ("separate", "disjoint", "default", "atomic")
+_Way: TypeAlias = Literal["separate", "disjoint", "default", "atomic", "halves", "quarters"]
+_WAYS: tuple[_Way, ...] = ("separate", "disjoint", "default", "atomic", "halves", "quarters")
 """isl's loop types (as many loops as it takes, what it finds best, one loop around a condition), and a loop nest for each
-convex part by itself, which keeps apart the strides of parts that interleave."""
+convex part by itself, which keeps apart the strides of parts that interleave. Last, loops over every second and fourth tile: where
+a relation takes blocks of so many tiles at a stride, isl sees the stride of each, but not that of all together."""
+
+_STRIDES: dict[_Way, int] = {"halves": 2, "quarters": 4}
 
 
 class _TileSets:
@@ -172,6 +186,8 @@ class _TileSets:
             exists = self.existing_keys.lower_bound_val(isl.dim_type.set, 1, isl.Val.zero(context)).apply(self.to_tiles)
             self.known = self.known.intersect(exists.params())
         self.queries = isl.Set("[N] -> { [i, j] : 0 <= i < N and 0 <= j }", context=context)
+        self._verdicts: dict[tuple[Piece, ...], bool | None] = {}
+        self._undecided = 0
         self.beyond = isl.Set(f"[N] -> {{ [i, j] : 0 <= i and {rows} * floor(i / {rows}) < N and 0 <= j }}", context=context)
 
     def visited(self) -> isl.Set:
@@ -186,6 +202,42 @@ class _TileSets:
     def _project(self, pairs: isl.Set) -> isl.Set:
         return pairs.apply(self.to_tiles).intersect_params(self.known).coalesce()
 
+    def proved(self, tiles: isl.Set, pieces: tuple[Piece, ...]) -> bool | None:
+        """Whether the pieces are these tiles; None if that takes too long. isl's loops have been seen to lose some: for blocks at a
+        stride that differs by row, those of every second outer tile."""
+        if pieces not in self._verdicts:
+            # A proof has operations of its own.
+            self.context.reset_operations()
+            try:
+                self._verdicts[pieces] = self._are(tiles, pieces) if self._undecided < _MOST_UNDECIDED else None
+            except isl.Error:
+                if not is_exhausted(self.context):
+                    raise
+                self._verdicts[pieces] = None
+                self._undecided += 1
+            finally:
+                self.context.reset_operations()
+        return self._verdicts[pieces]
+
+    def _are(self, tiles: isl.Set, pieces: tuple[Piece, ...]) -> bool:
+        """Whether the pieces are exactly these tiles, for every outer tile, head and length."""
+        inner = Var("j")
+        conditions = (
+            conjunction(
+                Compare("<=", each.low, inner),
+                Compare("<", inner, each.high),
+                Compare("==", Modulo(sum_of(inner, scaled(-1, each.low)), each.step), Const(0)),
+                *(condition for condition in (each.guard, each.inner) if condition is not None),
+            )
+            for each in pieces
+        )
+        made = to_set(rewrite(disjunction(*conditions), {"tile": Var("i")}), self.context)
+        outer = self.known.find_dim_by_name(isl.dim_type.param, "tile")
+        known = self.known.move_dims(isl.dim_type.set, 0, isl.dim_type.param, outer, 1).add_dims(isl.dim_type.set, 1)
+        outer = tiles.find_dim_by_name(isl.dim_type.param, "tile")
+        wanted = tiles.move_dims(isl.dim_type.set, 0, isl.dim_type.param, outer, 1)
+        return made.intersect(known.reset_tuple_id()).is_equal(wanted.reset_tuple_id())
+
     def loops(self, tiles: isl.Set, full: bool, way: _Way) -> tuple[Piece, ...]:
         """The set as pieces."""
         if way == "disjoint":
@@ -196,6 +248,11 @@ class _TileSets:
         tiles = tiles.coalesce()
         if tiles.is_empty():
             return ()
+        if way in _STRIDES:
+            step = _STRIDES[way]
+            places = (isl.Set(f"{{ [t] : t mod {step} = {place} }}", context=self.context) for place in range(step))
+            parts = [tiles.intersect(each.align_params(tiles.get_space())) for each in places]
+            return tuple(piece for each in parts for piece in self.loops(each, full, "separate"))
         build = isl.AstBuild.from_context(self.known)
         build = build.set_iterators(isl.IdList.alloc(self.context, 1).add(isl.Id("j", context=self.context)))
         if way != "default":

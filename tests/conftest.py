@@ -1,4 +1,4 @@
-"""What all tests share: hypothesis profiles. `repeatable` tries the same examples every time; `search` looks for new ones."""
+"""What all tests share: no cache on disk, and hypothesis profiles: `repeatable` tries the same examples every time, `search` new ones."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 
 from hypothesis import settings
 
+# What a test plants must not come from, or end in, the user's cache.
+os.environ["NSA_CACHE_DIR"] = ""
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.register_profile("search", deadline=None, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))

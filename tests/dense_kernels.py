@@ -18,7 +18,7 @@ from torch import Tensor
 from nsa_dsl import reference
 from nsa_dsl.marshal import first, group
 from nsa_dsl.pattern import Compress, Output, Pattern
-from nsa_dsl.signature import sign
+from nsa_dsl.signing import sign
 from nsa_dsl.verify.cases import Case
 from nsa_dsl.verify.checks import with_extra
 

@@ -66,7 +66,7 @@ def example(stem: str, name: str) -> Pattern:
 def dense_op(pattern: Pattern, monkeypatch: pytest.MonkeyPatch) -> tuple[AttentionOp, list[tuple[str, ...]]]:
     """The pattern's op on a dense module, and the list of what each call of run_backward was asked for."""
     module = dense_module(pattern)
-    monkeypatch.setattr(AttentionOp, "module", lambda *_, backward=False: module)  # noqa: ARG005
+    monkeypatch.setattr(AttentionOp, "module", lambda *_, **_options: module)
     return AttentionOp(pattern), module.calls
 
 

@@ -1,4 +1,4 @@
-"""The GPU suites' own mathematics, without a GPU: long NSA against the dense reference, what the rules refuse, the peers' masks."""
+"""The GPU suites' own mathematics, without a GPU: long NSA against the dense reference, what the rules refuse."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from benchmarks import cases_backward, literal_nsa
 from benchmarks.cases import Sizes, make_inputs, ungated
 from benchmarks.cases_backward import Repeats, check_gradients, make_cotangents, reference_gradients
 from benchmarks.suite import example
-from benchmarks.timing_backward import CASES, MaskMod
 from nsa_dsl import reference
 from nsa_dsl.pattern import Pattern
-from nsa_dsl.reference.visible import mask
 from nsa_dsl.verify.slots import GivenSlots
 
 SIZES = Sizes(heads=4, kv_heads=2, dim_qk=8, dim_v=12)
@@ -29,15 +27,21 @@ def test_long_nsa_is_the_dense_reference() -> None:
     slots = reference.compress(memory, inputs.k, inputs.v, compressor=module)
     cotangents = make_cotangents(pattern, inputs)[1]
     dense = reference_gradients(pattern, inputs, {"summary": GivenSlots(*slots, memory)}, chosen, torch.float64, [cotangents])[0][0]
-    given = literal_nsa._given(pattern, inputs, slots, chosen["selected"], torch.float64)
-    found, sums = literal_nsa._check_runs(given, inputs, cotangents, dense, run=32)
+    given = literal_nsa.make_given(pattern, inputs, slots, chosen["selected"], torch.float64)
+    runs = torch.arange(70).split(32)
+    found, sums = literal_nsa.check_runs(given, inputs, cotangents, dense, runs)
     assert found == []
+    assert literal_nsa.check_sums(given, sums, dense, module, torch.float32) == []
     literal = literal_nsa._through_compressor(given, sums["exact"], module, torch.float64)
     assert set(literal) == set(dense) - {"q", "gates"}
     for name, each in literal.items():
         torch.testing.assert_close(each, dense[name], rtol=0, atol=1e-11)
     wrong = {**dense, "q": dense["q"] * 1.01}
-    assert any("d(q)" in str(each) for each in literal_nsa._check_runs(given, inputs, cotangents, wrong, run=32)[0])
+    assert any("d(q)" in str(each) for each in literal_nsa.check_runs(given, inputs, cotangents, wrong, runs)[0])
+    # The last run alone has all that reaches its own tokens.
+    late = literal_nsa.check_runs(given, inputs, cotangents, dense, runs[2:])[1]
+    assert literal_nsa.check_sums(given, late, dense, module, torch.float32, first=64) == []
+    assert literal_nsa.check_sums(given, late, dense, module, torch.float32, first=32) != []
 
 
 class Dense:
@@ -68,10 +72,3 @@ def test_runs_that_differ_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for fault in ("none", "never the same"):
         monkeypatch.setattr(cases_backward, "AttentionOp", lambda pattern, fault=fault: Dense(pattern, fault))
         assert bool(Repeats(3)(example("causal", "causal"), "fp32", 20, SIZES, "cpu")) == (fault != "none")
-
-
-@pytest.mark.parametrize(("file", "name", "peer"), CASES, ids=[each[1] for each in CASES])
-def test_peers_see_the_same_keys(file: str, name: str, peer: MaskMod) -> None:
-    tokens = torch.arange(3072)
-    seen = mask(example(file, name), 3072, 1, 1)["output"][0, 0]
-    assert torch.equal(seen, peer(torch.tensor(0), torch.tensor(0), tokens[:, None], tokens[None, :]).expand_as(seen))

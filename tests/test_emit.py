@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import keyword
+import re
 import subprocess
 import sys
 import tokenize
@@ -22,9 +23,9 @@ from nsa_dsl.compiler import compile_backward, compile_source
 from nsa_dsl.diagnostics import SpecError
 from nsa_dsl.execute import check_source, load_module
 from nsa_dsl.graph import GraphError
+from nsa_dsl.launch import CARDS, LaunchShape
 from nsa_dsl.loader import load_spec
 from nsa_dsl.pattern import Pattern
-from nsa_dsl.schedule import CARDS, LaunchShape
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SMALL = LaunchShape(dim_qk=16, dim_v=16, rows=16, cols=16)
@@ -90,7 +91,8 @@ def test_modules_are_readable_python_of_torch_and_triton_alone(pattern: Pattern,
     source = compiled(pattern)
     tree = check_source(source)
     imported = [each.name for node in ast.walk(tree) if isinstance(node, ast.Import) for each in node.names]
-    assert imported == ["torch", "triton", "triton.language"]
+    gluon = ["", ".language", ".language.nvidia.hopper", ".nvidia.hopper"] if "@gluon.jit" in source else []
+    assert imported == ["torch", "triton", "triton.language", *(f"triton.experimental.gluon{each}" for each in gluon)]
     assert not any(isinstance(node, ast.ImportFrom) for node in ast.walk(tree))
     defined = [node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     assert len(set(defined)) == len(defined)
@@ -198,8 +200,8 @@ def test_grids_have_one_dimension(text: str, compiled: Compiler) -> None:
     tree = ast.parse(compiled(parse(text)))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     grids = [ast.unparse(node.func) for node in calls if isinstance(node.func, ast.Subscript)]
-    assert grids == ["kernel[programs,]"]
-    axes = {ast.unparse(node.args[0]) for node in calls if ast.unparse(node.func) == "tl.program_id"}
+    assert set(grids) == {"kernel[programs,]"}
+    axes = {ast.unparse(node.args[0]) for node in calls if ast.unparse(node.func) in ("tl.program_id", "gl.program_id")}
     assert axes == {"0"}
 
 
@@ -212,7 +214,9 @@ def test_offsets_are_64_bit(text: str, compiled: Compiler) -> None:
     for name in ("head", "kv_head", "unit"):
         for tensor in ("q", "k", "v", "grad"):
             assert f" {name} * {tensor}_head" not in source
-    batches = [line for line in source.splitlines() if line.strip().startswith("batch = ")]
+    # Gluon kernels hand the batch to descriptors, which widen themselves.
+    plain = "".join(part for part in re.split(r"(?m)^(?=@)", source) if part.startswith("@triton.jit"))
+    batches = [line for line in plain.splitlines() if line.strip().startswith("batch = ")]
     assert batches
     assert all("tl.int64" in line for line in batches)
 
@@ -229,8 +233,9 @@ def test_only_needed_functions_are_written() -> None:
 
 
 def test_no_kernel_adds_atomically() -> None:
-    """Sums that race have no order: two runs would differ."""
-    assert "atomic" not in compile_source(parse(EVERYTHING)) + compile_backward(parse(EVERYTHING))
+    """Sums that race have no order: two runs would differ. Bits that are set do not need one."""
+    source = compile_source(parse(EVERYTHING)) + compile_backward(parse(EVERYTHING))
+    assert set(re.findall(r"atomic\w*", source)) <= {"atomic_or"}
 
 
 def test_a_gradient_graph_that_is_wrong_gets_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

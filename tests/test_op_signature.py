@@ -7,7 +7,7 @@ import torch
 from op_cases import TEXTS, parse
 
 from nsa_dsl.marshal import group
-from nsa_dsl.signature import sign
+from nsa_dsl.signing import sign
 
 
 def test_what_a_call_passes_returns_and_keeps() -> None:

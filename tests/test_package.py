@@ -19,7 +19,7 @@ from nsa_dsl.version import VERSION
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LINKED = ("codegen", "examples", "grammar", "templates")
-DATA_SUFFIXES = (".lark", ".nsa", ".toml", ".j2")
+DATA_SUFFIXES = (".json", ".lark", ".nsa", ".toml", ".j2")
 
 
 def run(*command: str | Path, **environment: str) -> str:
@@ -38,7 +38,7 @@ def shipped_data() -> set[str]:
     """The data files that an installed copy needs, as paths in it."""
     return {
         str(path.relative_to(ROOT / "nsa_dsl"))
-        for folder in ("examples", "grammar", "templates")
+        for folder in ("examples", "grammar", "templates", "tuned")
         for path in (ROOT / "nsa_dsl" / folder).rglob("*")
         if path.suffix in DATA_SUFFIXES
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import H, I, J, N, minus, neighbourhood, plus, powers, relations, window
 
+from nsa_dsl import tiles
 from nsa_dsl.count import count_pairs
 from nsa_dsl.enumeration import enumerate_tiles
 from nsa_dsl.relation import (
@@ -101,6 +104,15 @@ def test_full_tiles_pay_no_mask(name):
     np.testing.assert_array_equal(found, kinds)
 
 
+@pytest.mark.parametrize(("rows", "cols", "block"), [(8, 4, 8), (8, 4, 4), (8, 8, 8), (4, 4, 4), (8, 2, 8)])
+def test_scattered_blocks_are_stepped_to(rows, cols, block):
+    """Every tenth block, in each row of blocks another: no tile between them is visited, nor asked about."""
+    scattered = Compare("==", Modulo(plus(FloorDiv(J, block), Scale(3, FloorDiv(I, block))), 10), Const(0))
+    by_keys, _ = check(scattered, rows, cols, (1, 7, 40, 83, 200))
+    assert by_keys.exact
+    assert all(piece.inner is None for piece in by_keys.pieces)
+
+
 def test_causal_is_two_loops():
     tile, n = Var("tile"), Var("N")
     last = Extreme("min", (plus(Scale(2, tile), 1), FloorDiv(plus(n, -1), 64)))
@@ -129,6 +141,17 @@ def test_a_negated_document_is_visited_but_never_full():
 def test_a_choice_is_refused():
     with pytest.raises(ValueError, match="selected"):
         tiling(Chosen("selected"), 4, 4)
+
+
+def test_loops_that_miss_a_tile_are_refused(monkeypatch):
+    """Here the last tile of every loop is forgotten: no way is left, and every tile is visited."""
+    whole = tiles._walk
+
+    def walk(*arguments):
+        return [replace(piece, high=plus(piece.high, -1)) for piece in whole(*arguments)]
+
+    monkeypatch.setattr(tiles, "_walk", walk)
+    assert not tiling.__wrapped__(CAUSAL, 8, 4).exact
 
 
 def test_what_isl_cannot_do_visits_every_tile(monkeypatch):

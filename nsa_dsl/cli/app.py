@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from nsa_dsl.cli import check, compile, demo, fmt, graph, show, verify
+from nsa_dsl.cli import bench, check, compile, cost, demo, fmt, graph, show, tune, verify
 from nsa_dsl.cli.outcome import REFUSALS, REFUSED, explain
 from nsa_dsl.version import VERSION
 
@@ -19,7 +19,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog="Exit status: 0 all is well, 1 a check failed, 2 a spec or the command line was refused.",
 )
-for command in (check.check, fmt.fmt, show.show, graph.graph, compile.compile_, verify.verify, demo.demo):
+COMMANDS = (
+    check.check,
+    fmt.fmt,
+    show.show,
+    graph.graph,
+    compile.compile_,
+    verify.verify,
+    bench.bench,
+    cost.cost,
+    tune.tune,
+    demo.demo,
+)
+for command in COMMANDS:
     app.command(command.__name__.rstrip("_"))(command)
 
 

@@ -12,8 +12,8 @@ from nsa_dsl.cli.inputs import File, PatternName, Settings, the_patterns
 from nsa_dsl.cli.outcome import UserError, busy, for_each_file, write_whole
 
 if TYPE_CHECKING:
+    from nsa_dsl.launch import LaunchShape
     from nsa_dsl.pattern import Pattern
-    from nsa_dsl.schedule import LaunchShape
 
 
 class Dtype(StrEnum):
@@ -35,7 +35,7 @@ def compile_(
 ) -> None:
     """Write two standalone modules a pattern, DIR/PATTERN_attention.py and DIR/PATTERN_attention_backward.py. Nothing is written unless
     all of them compile."""
-    from nsa_dsl.schedule import CARDS, LaunchShape
+    from nsa_dsl.launch import CARDS, LaunchShape
 
     def write_modules(path: Path) -> bool:
         if card not in CARDS:

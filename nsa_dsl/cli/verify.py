@@ -32,7 +32,7 @@ def verify(
 
 
 def _verify_file(file: Path, examples: int, seed: int) -> bool:
-    from nsa_dsl.schedule import LaunchShape
+    from nsa_dsl.launch import LaunchShape
 
     # What is wrong, or has no kernels, is refused before torch is imported, which takes seconds.
     for each in the_patterns(file, None, None):

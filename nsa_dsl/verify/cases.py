@@ -8,9 +8,9 @@ from typing import Literal, TypeAlias
 
 from hypothesis import strategies as st
 
+from nsa_dsl.launch import Dtype
 from nsa_dsl.pattern import Branch, Compress, Pattern
 from nsa_dsl.relation import Const, SameDocument, walk
-from nsa_dsl.schedule import Dtype
 
 Layout: TypeAlias = Literal["contiguous", "token major", "packed", "guarded", "far apart"]
 """Where rows lie. token major: (batch, tokens, heads, dim); packed: q, k and v in one row a token; guarded: unused rows and columns

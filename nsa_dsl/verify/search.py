@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, Phase
 from hypothesis.strategies import SearchStrategy
 
 from nsa_dsl.compare import Mismatch
+from nsa_dsl.launch import Dtype
 from nsa_dsl.loader import load_spec
 from nsa_dsl.op import AttentionOp
 from nsa_dsl.pattern import Pattern
-from nsa_dsl.schedule import Dtype
 from nsa_dsl.verify.cases import GPU, INTERPRETER, Case, Range, cases
 from nsa_dsl.verify.example import check_case
 from nsa_dsl.verify.report import Failure, Report

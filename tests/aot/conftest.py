@@ -13,7 +13,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     lines = sorted(
         str(value) for report in terminalreporter.getreports("passed") for name, value in report.user_properties if name == "kernel"
     )
-    terminalreporter.write_line("card    kernel                shared  registers  spilled")
+    terminalreporter.write_line("card    kernel                            shared  registers  spilled")
     for line in lines:
         card, kernel, shared, registers, spills = line.split()
-        terminalreporter.write_line(f"{card:<8}{kernel:<22}{shared:>6}{registers:>11}{spills:>9}")
+        terminalreporter.write_line(f"{card:<8}{kernel:<34}{shared:>6}{registers:>11}{spills:>9}")

@@ -14,7 +14,7 @@ from nsa_dsl.codegen import build
 from nsa_dsl.codegen.contexts import Launch
 from nsa_dsl.codegen.emit import _environment, render
 from nsa_dsl.execute import load_module
-from nsa_dsl.schedule import Dtype, LaunchShape
+from nsa_dsl.launch import Dtype, LaunchShape
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
 ERROR = {torch.float16: 2e-3, torch.float32: 2e-5, torch.float64: 1e-12}

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import pytest
 
 from nsa_dsl.compiler import compile_source
+from nsa_dsl.launch import LaunchShape
 from nsa_dsl.loader import load_spec
 from nsa_dsl.pattern import Pattern
-from nsa_dsl.schedule import LaunchShape
 from nsa_dsl.verify import verify_pattern
 from nsa_dsl.verify.cases import INTERPRETER
 
@@ -55,7 +55,7 @@ class Text:
 
 def tie_to_the_higher_index(pattern: Pattern, source: str) -> str:
     higher = Text(r"\(level_rank <= level_wanted\)", "(tl.sum(level, 0) - level_rank < level_wanted)")
-    ascending = Text(r"place = tl\.cumsum\(above, 0\) \+ .*", "place = tl.cumsum(taken.to(tl.int32), 0) - 1")
+    ascending = Text(r"place = \(ranks .*", "place = tl.cumsum(taken.to(tl.int32), 0) - 1")
     return ascending(pattern, higher(pattern, source))
 
 
@@ -74,7 +74,7 @@ _SHAPES: dict[str, LaunchShape] = {}
 FAULTS: dict[str, tuple[str, Fault]] = {
     "wrong window by one": (WINDOW, Text(r"rows\[:, None\] - 20 <", "rows[:, None] - 21 <")),
     "slot start for slot end": (NSA, Text(r"2 \* cols\[None, :\] \+ 3 <= rows", "2 * cols[None, :] <= rows")),
-    "importance index sign": (NSA, Text(r"slots = blocks \* 4 \+ tap", "slots = blocks * 4 - tap")),
+    "importance index sign": (NSA, Text(r"tl\.maximum\(local - 1, 0\)", "tl.minimum(local + 1, TILE_B - 1)")),
     "tie to the higher index": (SCORED, tie_to_the_higher_index),
     "full flag on a partial tile": (CAUSAL, Text(r"in_range\[None, :\] & \(.*\)", "in_range[None, :] & (cols >= 0)[None, :]")),
     "q strides for v": (CAUSAL, Text(r"\*v\.stride\(\)\[:3\]", "*q.stride()[:3]")),

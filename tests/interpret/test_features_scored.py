@@ -5,14 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from interpret.support import agree
+from interpret.support import agree, parse
 
 from nsa_dsl.compiler import compile_source
+from nsa_dsl.launch import LaunchShape
 from nsa_dsl.pattern import Pattern
-from nsa_dsl.schedule import LaunchShape
 
 # (slot length, stride, chosen block): NSA's own proportion first, then each relation between the three that there is.
 PROPORTIONS = [(4, 2, 8), (4, 4, 4), (3, 2, 6), (8, 2, 4), (3, 5, 10), (5, 3, 6), (3, 1, 4), (30, 4, 4)]
+
+ONE_BLOCK_A_TILE = (17, 1, 16)
+
+# Those in which strides divide blocks into a power of two and no slot reaches past the next block: each slot is then scored once.
+ONCE = [(4, 2, 8), (4, 4, 4), (3, 5, 10), (5, 3, 6), (3, 1, 4), ONE_BLOCK_A_TILE]
 
 OPTIONS = {
     "n beyond the blocks": "n = 40",
@@ -82,6 +87,22 @@ def compressed(length: int, stride: int, block: int, options: str = "", *, where
 @pytest.mark.parametrize(("length", "stride", "block"), PROPORTIONS)
 def test_proportions(length: int, stride: int, block: int) -> None:
     agree(compressed(length, stride, block, ", share = group, every = 3"), visible=False)
+
+
+def test_blocks_whose_shares_all_come_from_other_tiles() -> None:
+    """And a head dimension in two parts, 32 and 8."""
+    agree(compressed(*ONE_BLOCK_A_TILE, ", n = 1, share = group, every = 5"), visible=False, tokens=70, heads=2, kv_heads=1, d_qk=40)
+
+
+@pytest.mark.parametrize(("length", "stride", "block"), [*PROPORTIONS, ONE_BLOCK_A_TILE])
+def test_which_slots_are_scored_once(length: int, stride: int, block: int) -> None:
+    once = "slots scored once" in compile_source(parse(compressed(length, stride, block, ", share = group")), LaunchShape())
+    assert once == ((length, stride, block) in ONCE)
+
+
+@pytest.mark.parametrize("options", [", share = all", ", share = group, reduce = max"])
+def test_heads_that_do_not_add_up_are_scored_apart(options: str) -> None:
+    assert "slots scored once" not in compile_source(parse(compressed(4, 2, 8, options)), LaunchShape())
 
 
 def test_every_query_chooses_for_itself() -> None:

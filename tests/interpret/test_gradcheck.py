@@ -126,14 +126,16 @@ def test_gradcheck(name: str) -> None:
 
 
 def test_a_wrong_gradient_is_seen() -> None:
-    """The gradient of one key, a percent too large. Only that key is perturbed: gradcheck computes all of a Jacobian that it refuses."""
+    """The gradient of one key, a percent too large. Only that key is perturbed, and one number is made of all results: gradcheck computes
+    all of a Jacobian that it refuses."""
     results, vector = prepared("gate")
+    weights = torch.randn(results(vector).shape, dtype=vector.dtype, generator=torch.Generator().manual_seed(1))
     first = TINY.heads * TINY.tokens * TINY.d_qk
     key = vector.detach()[first : first + TINY.d_qk].clone().requires_grad_()
 
     def called(given: Tensor, excess: float) -> Tensor:
         given = given + excess * (given - given.detach())
-        return results(torch.cat((vector.detach()[:first], given, vector.detach()[first + TINY.d_qk :])))
+        return results(torch.cat((vector.detach()[:first], given, vector.detach()[first + TINY.d_qk :]))) @ weights
 
     assert check(lambda given: called(given, 0.0), key)
     with pytest.raises(RuntimeError, match="Jacobian"):

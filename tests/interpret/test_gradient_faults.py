@@ -9,8 +9,8 @@ from interpret.support import CPU, compiled, parse
 from interpret.test_faults import Fault, Text
 
 from nsa_dsl.compiler import compile_backward
+from nsa_dsl.launch import LaunchShape
 from nsa_dsl.pattern import Pattern
-from nsa_dsl.schedule import LaunchShape
 from nsa_dsl.verify import verify_pattern
 from nsa_dsl.verify.cases import INTERPRETER
 from nsa_dsl.verify.example import check_case
@@ -31,14 +31,14 @@ EXAMPLES = 20
 FAULTS: dict[str, tuple[str, Fault]] = {
     "transposed relation off by one tile": (CAUSAL, Text(r"query_tile = low \+", "query_tile = low + 1 +")),
     "transposed relation's first tile left out": (AROUND, Text(r"query_tile = low \+ (.*)", r"query_tile = tl.maximum(low + \1, 1)")),
-    "inverse index missing the last query": (SCORED, Text(r"\(sizes\[blocks\] - done\)", "(sizes[blocks] - done - 1).clamp(min=0)")),
-    "delta of the wrong branch": (GATED, Text(r"delta_near, weight_near, sum", "delta_far, weight_near, sum")),
-    "row weight forgotten in dv": (GATED, Text(r"given = probability \* row_weight\[None, :\]", "given = probability")),
+    "inverse index missing the last query": (SCORED, Text(r"tl\.minimum\(size - item", "tl.minimum(size - 1 - item")),
+    "delta of the wrong branch": (GATED, Text(r"folded_delta_near, sum", "folded_delta_far, sum")),
+    "row weight forgotten": (GATED, Text(r"folded_lse -= tl\.log2\(weight\)", "folded_lse -= 0.0")),
     "scale twice in dk": (CAUSAL, Text(r"total = key_grad \* scale", "total = key_grad * scale * scale")),
     "scale forgotten in dq": (CAUSAL, Text(r"total = acc \* scale", "total = acc")),
     "group sum over the wrong heads": (CAUSAL, Text(r"first_head = kv_head \* \(heads // kv_heads\)", "first_head = kv_head")),
     "gate gradient without its branch": (GATED, Text(r"(change_\w+ = .*) \* dot_far", r"\1 * dot_near")),
-    "lse gradient dropped": (CAUSAL, Text(r"(delta\w*) -= tl\.load\(grad_lse.*", r"\1 -= 0.0")),
+    "lse gradient dropped": (CAUSAL, Text(r"folded_delta -= tl\.load\(grad_lse.*", "folded_delta -= 0.0")),
     "edge mask missing in dk and dv": (AROUND, Text(r"(?m)^ {8}row_ok = rows < n_tokens", "        row_ok = rows >= 0")),
     "slope of the soft cap forgotten": (AROUND, Text(r"slope \*= 1.*", "slope *= 1.0")),
     "slots' gradient to one token too few": (SLOTS, Text(r"\(place < 6\)", "(place < 5)")),

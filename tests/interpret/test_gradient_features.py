@@ -10,7 +10,7 @@ import torch
 from interpret.support import USUAL, agree_in_gradients, compiled, inputs_of, parse
 from torch import Tensor
 
-from nsa_dsl.schedule import Dtype
+from nsa_dsl.launch import Dtype
 from nsa_dsl.verify.checks import named
 from nsa_dsl.verify.gradients import check_gradients, draw_cotangents, op_gradients
 from nsa_dsl.verify.leaves import watch

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import Phase, given, settings
 
 from nsa_dsl.compiler import compile_backward, compile_source
+from nsa_dsl.launch import LaunchShape
 from nsa_dsl.pattern import Pattern
-from nsa_dsl.schedule import LaunchShape
 from nsa_dsl.testing import patterns, verify_random
 from nsa_dsl.testing.search import pattern_of
 from nsa_dsl.verify.cases import INTERPRETER

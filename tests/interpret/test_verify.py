@@ -13,10 +13,10 @@ from hypothesis import find, given, settings
 from interpret import bfloat16
 
 from nsa_dsl.compiler import compile_backward, compile_source
+from nsa_dsl.launch import LaunchShape
 from nsa_dsl.loader import load_spec
 from nsa_dsl.op import AttentionOp
 from nsa_dsl.pattern import Pattern
-from nsa_dsl.schedule import LaunchShape
 from nsa_dsl.verify import patterns_to_try, verify_pattern, verify_spec
 from nsa_dsl.verify.cases import INTERPRETER, Case, Layout, cases, edges
 from nsa_dsl.verify.example import check_case
@@ -131,7 +131,7 @@ def test_a_query_missing_from_the_transposed_set_is_named(monkeypatch: pytest.Mo
     """The inverse index without the last query of every block: one query of one head, where heads do not choose together."""
 
     def faulty(pattern: Pattern, shape: LaunchShape) -> str:
-        return compile_backward(pattern, shape).replace("(sizes[blocks] - done)", "(sizes[blocks] - done - 1).clamp(min=0)")
+        return compile_backward(pattern, shape).replace("tl.minimum(size - item", "tl.minimum(size - 1 - item")
 
     monkeypatch.setattr("nsa_dsl.op.compile_backward", faulty)
     chosen = pattern("pattern chosen { output attend(tokens, causal & top(1, block = 4, by = scores, share = head)) }")

@@ -1,0 +1,104 @@
+"""The performance table of the README: NSA, its shapes and group sizes, static patterns and scaling, each beside its peers.
+
+    python benchmarks/performance.py [--only nsa,shapes,groups,static,scaling] [--budget SECONDS] [--out DIR] [--add FILE] [--commit HASH]
+
+Every section runs in a process of its own, within its time. Rows are printed as they come; the tables come last, and after them every goal
+beside what was measured. Leaves DIR/performance-CARD.json, .md and, where matplotlib is installed, .png. Exit status: 0 if the kernels of
+this project were measured everywhere, 1 if not, 2 without a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from rich.console import Console  # noqa: E402 - the checkout comes before an installed package
+
+from benchmarks.goals import goal_table  # noqa: E402
+from benchmarks.parts import card_of, command_line, has_gpu, line, names_of, read_rows, run_part  # noqa: E402
+from benchmarks.sections import BUDGETS, SECTIONS, measure  # noqa: E402
+from nsa_dsl.bench.plot import NoMatplotlibError, draw, save  # noqa: E402
+from nsa_dsl.bench.rows import OWN, PEERS, Row, write_json  # noqa: E402
+from nsa_dsl.bench.table import kernel_table, markdown, notes, tables  # noqa: E402
+from nsa_dsl.bench.timing import describe_machine  # noqa: E402
+
+
+def main() -> int:
+    given = _command_line()
+    if not has_gpu(__file__):
+        return 2
+    if given.part:
+        _measure_part(given)
+        return 0
+    machine = describe_machine(given.commit)
+    path = given.out / f"performance-{card_of(machine)}.json"
+    rows: list[Row] = []
+    if given.add:
+        redone = {job.case for section in given.only for job in SECTIONS[section]}
+        rows = [row for row in read_rows(given.add) if row.case not in redone]
+    with tempfile.TemporaryDirectory() as folder:
+        for section in given.only:
+            rows += _run_section(section, Path(folder) / f"{section}.json", given)
+            write_json(path, machine, rows)
+    _show(rows, machine, path)
+    return 0 if all(row.forward_ms is not None and not row.refused for row in rows if row.contender == OWN) else 1
+
+
+def _command_line() -> argparse.Namespace:
+    parser = command_line(__doc__, "section", BUDGETS)
+    parser.add_argument("--peers", type=names_of(PEERS), default=list(PEERS), help=f"of {', '.join(PEERS)}; default: all")
+    parser.add_argument("--add", type=Path, metavar="FILE", help="results of an earlier run: rows of other sections are kept")
+    return parser.parse_args()
+
+
+def _run_section(section: str, part: Path, given: argparse.Namespace) -> list[Row]:
+    budget = given.budget or BUDGETS[section]
+    print(f"section {section}, {budget:.0f} s", flush=True)
+    arguments = ["--only", section, "--budget", str(budget), "--part", str(part), "--peers", ",".join(given.peers)]
+    arguments += ["--commit", given.commit] if given.commit else []
+    ended = run_part(Path(__file__), arguments, budget)
+    rows = read_rows(part)
+    if ended is None:
+        return rows
+    print(f"section {section} {ended}", flush=True)
+    job = SECTIONS[section][0]
+    return [*rows, Row(job.case, str(job.settings), job.settings.lengths[0], OWN, refused=f"section {section} {ended}")]
+
+
+def _measure_part(given: argparse.Namespace) -> None:
+    machine, rows = describe_machine(given.commit), list[Row]()
+
+    def report(row: Row) -> None:
+        rows.append(row)
+        print("  " + line(row), flush=True)
+        write_json(given.part, machine, rows)
+
+    (section,) = given.only
+    measure(section, given.budget, report, tuple(given.peers))
+
+
+def _show(rows: list[Row], machine: dict[str, str], path: Path) -> None:
+    console = Console(width=max(Console().width, 160))
+    kernels = [kernel_table([row for row in rows if row.case.startswith(case)]) for case in ("NSA", "selected, ")]
+    for table in (*tables(rows), *(each for each in kernels if each.row_count), goal_table(rows)):
+        console.print(table)
+    for note in notes(rows):
+        console.print(note, highlight=False, markup=False)
+    path.with_suffix(".md").write_text(markdown(rows), encoding="utf-8")
+    print(path)
+    try:
+        save(draw([row for row in rows if row.case == "NSA"], machine), path.with_suffix(".png"))
+        print(path.with_suffix(".png"))
+    except NoMatplotlibError as lacking:
+        print(f"no picture: {lacking}; then benchmarks/plot.py {path} --case NSA draws it", file=sys.stderr)
+    except ValueError as nothing:
+        print(f"no picture of NSA: {nothing}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""What the templates see in which every query sees the blocks of one list and nothing else: one frozen context for all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class OneChoice:
+    """attend_alone, attend_union, attend_by_blocks, merge_parts and the queries' gradients of the first two.
+
+    tile_n: keys a step; tiles: steps a block. causal: a query sees of its blocks the keys up to its own; otherwise mask says which, over
+    tokens by cols, and mask_alone over one token and its cols."""
+
+    name: str
+    doc: str
+    softcap: float | None
+    alibi: bool
+    sink: bool
+    block: int
+    width: int
+    padded_width: int
+    tile_n: int
+    tiles: int
+    causal: bool
+    mask: str
+    mask_alone: str
+
+
+@dataclass(frozen=True, slots=True)
+class ByBlocks:
+    """attend_by_blocks_host.py.j2. by_blocks, merge: kernels; rows, warps, stages: tiles of the first."""
+
+    name: str
+    doc: str
+    by_blocks: str
+    merge: str
+    sink: bool
+    block: int
+    width: int
+    rows: int
+    warps: int
+    stages: int

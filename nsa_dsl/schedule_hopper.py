@@ -1,0 +1,84 @@
+"""Tiles of the kernels for Hopper's copy engine and warpgroup products, and where there are such kernels.
+
+Measured on an H100; `schedule` and `schedule_backward` ask here. Rows are 64 to a consumer warpgroup, so 128 for the usual two; warps
+are those that compute; stages are the places of the rings through which the other operands come and go.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from nsa_dsl.lift import slot_count
+from nsa_dsl.pattern import Branch, Compress
+from nsa_dsl.relation import Condition, FloorDiv, Modulo, SameDocument, Term, Var, symbols, walk
+from nsa_dsl.tiles import Side, tiling
+
+Sizes: TypeAlias = tuple[int, int, int, int]
+"""rows, cols, warps, stages: what schedule.Tiles is made of."""
+
+HEAD_DIMENSIONS = (64, 128)
+"""Head dimensions that are whole boxes of the copy engine."""
+
+MOST_PIECES = 6
+"""Loops over tiles that a kernel may have: their tiles are one sequence, and which is next is asked piece by piece."""
+
+FORWARD = (128, 128, 8, 2)
+"""Nothing else measured (64 keys, three places, 64 rows of two heads) was 3% faster for windows of 512 and 1024, slots or causal."""
+
+QUERIES = {64: (128, 128, 8, 3), 128: (128, 64, 8, 3)}
+"""By head dimension, as KEYS. A program whose heads share keys two by two takes half the rows of each."""
+
+KEYS = {64: (64, 128, 8, 2), 128: (64, 128, 8, 2)}
+
+
+def forward_sizes(branch: Branch, relation: Condition, dim_qk: int, dim_v: int) -> Sizes | None:
+    """Sizes of attention over a static relation; None where the kernel does not reach. relation: over tokens, or over slots when the
+    branch's memory is Compress."""
+    if dim_qk not in (*HEAD_DIMENSIONS, 192) or dim_v not in HEAD_DIMENSIONS:
+        return None
+    if branch.softcap is not None or branch.bias is not None or branch.sink:
+        return None
+    keys = slot_count(branch.memory) if isinstance(branch.memory, Compress) else Var("N")
+    rows, cols, _, _ = FORWARD
+    return FORWARD if walks_as_one(relation, rows, cols, keys) else None
+
+
+def takes_turns(dim_v: int) -> bool:
+    """Whether the consumers of forward_sizes issue their products in turn: with narrow heads exponentials take longer than products."""
+    return dim_v == 64
+
+
+def walks_as_one(relation: Condition, rows: int, cols: int, keys: Term, over: Side = "keys") -> bool:
+    """Whether the key tiles of every query tile are one short sequence of loops; over: or, for "queries", the other way round."""
+    if any(isinstance(node, SameDocument) for node in walk(relation)):
+        return False
+    pieces = tiling(relation, rows, cols, keys=keys, over=over).pieces
+    # Divisions in the mask of every tile take registers that there are not.
+    if not any(each.full for each in pieces) and any(isinstance(node, FloorDiv | Modulo) for node in walk(relation)):
+        return False
+    return 0 < len(pieces) <= MOST_PIECES and all(each.inner is None for each in pieces)
+
+
+def queries_sizes(branch: Branch, relation: Condition, dim_qk: int, dim_v: int) -> Sizes | None:
+    """Sizes of the queries' gradient over a static relation; None where the kernel does not reach. relation: as in forward_sizes."""
+    if dim_qk not in QUERIES or dim_v != dim_qk:
+        return None
+    rows, cols, _, _ = QUERIES[dim_qk]
+    fits = all(_differentiable(branch, relation, each, cols, "keys") for each in (rows, rows // 2))
+    return QUERIES[dim_qk] if fits else None
+
+
+def keys_sizes(branch: Branch, relation: Condition, dim_qk: int, dim_v: int) -> Sizes | None:
+    """Sizes of the keys' and values' gradients: rows come and go, cols stay. Otherwise as queries_sizes."""
+    if dim_qk not in KEYS or dim_v != dim_qk:
+        return None
+    rows, cols, _, _ = KEYS[dim_qk]
+    return KEYS[dim_qk] if _differentiable(branch, relation, rows, cols, "queries") else None
+
+
+def _differentiable(branch: Branch, relation: Condition, rows: int, cols: int, over: Side) -> bool:
+    """Whether the gradient's kernels take the branch: their scores are plain products, and no head has a mask of its own."""
+    if branch.softcap is not None or branch.bias is not None or not symbols(relation).isdisjoint({"h", "heads", "kv_heads"}):
+        return False
+    keys = slot_count(branch.memory) if isinstance(branch.memory, Compress) else Var("N")
+    return walks_as_one(relation, rows, cols, keys, over)

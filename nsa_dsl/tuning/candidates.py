@@ -1,0 +1,144 @@
+"""What may be tried for each kernel: the neighbours of the schedule's own tiles that fit the card, the most promising first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal, TypeAlias, assert_never
+
+from nsa_dsl.launch import CARDS, LaunchShape, Pin, Tiles
+from nsa_dsl.lower import lower
+from nsa_dsl.passes import run_passes
+from nsa_dsl.passes.differentiate import differentiate
+from nsa_dsl.pattern import Choice, GivenIndices, GivenScores, Pattern
+from nsa_dsl.schedule import ChooseStep, ChosenStep, Plan, StaticStep, plan_graph
+from nsa_dsl.schedule_backward import BackwardPlan, ChosenKeysStep, QueriesStep, StaticKeysStep, plan_backward
+
+Stay: TypeAlias = Literal["rows", "cols"]
+
+_MOST_REGISTERS = 180
+"""Accumulators and scores that a thread may hold; more spill for sure, since operands and addresses come on top."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stand:
+    """How a kernel runs by default. plain: its tiles; hopper: those of the Gluon kernel beside it; stay: the side that a program keeps;
+    accumulated: features of the sums that it keeps for each row, or col, that stays; most_cols: more cols than this are never full."""
+
+    kernel: str
+    plain: Tiles
+    hopper: Tiles | None
+    stay: Stay
+    accumulated: int
+    most_cols: int = 256
+    fixed_rows: bool = False
+
+    @property
+    def pin(self) -> Pin:
+        """The default as a pin."""
+        return Pin(self.plain) if self.hopper is None else Pin(self.hopper, True)
+
+
+def find_stands(pattern: Pattern, shape: LaunchShape, *, backward: bool) -> dict[str, Stand]:
+    """Every kernel of the pattern whose tiles can be pinned, by its name. Raises NotSupported."""
+    graph = run_passes(lower(pattern))
+    found = list(_forward_stands(plan_graph(pattern, graph, shape), shape))
+    if backward:
+        found += _backward_stands(plan_backward(pattern, differentiate(graph), shape), shape)
+    return {each.kernel: each for each in found}
+
+
+def _forward_stands(plan: Plan, shape: LaunchShape) -> Iterator[Stand]:
+    _, pad_v = shape.padded
+    for step in plan.steps:
+        match step:
+            case StaticStep(branch=branch):
+                yield Stand(f"attend_{branch.name}", step.tiles, step.hopper, "rows", pad_v)
+            case ChosenStep(branch=branch):
+                name, block = f"attend_{branch.name}", _largest_block(branch.choices)
+                yield Stand(name, step.tiles, None, "rows", pad_v, block, fixed_rows=True)
+                if step.one_list is not None:
+                    yield Stand(f"{name}_union", step.one_list.union, None, "rows", pad_v, block)
+            case ChooseStep(choice=choice):
+                if not isinstance(choice.score, GivenScores | GivenIndices):
+                    yield Stand(f"score_{choice.name}", step.tiles, None, "cols" if step.slots_once else "rows", 0)
+
+
+def _backward_stands(plan: BackwardPlan, shape: LaunchShape) -> Iterator[Stand]:
+    pad_qk, pad_v = shape.padded
+    for step in plan.steps:
+        match step:
+            case QueriesStep(attend=StaticStep() as attend):
+                yield Stand(f"attend_{attend.branch.name}_queries", attend.tiles, step.hopper, "rows", pad_qk)
+            case QueriesStep(attend=ChosenStep() as attend):
+                name, block = f"attend_{attend.branch.name}", _largest_block(attend.branch.choices)
+                yield Stand(f"{name}_queries", attend.tiles, None, "rows", pad_qk, block, fixed_rows=True)
+                if attend.one_list is not None:
+                    yield Stand(f"{name}_union_queries", attend.one_list.union_queries, None, "rows", pad_qk, block)
+            case StaticKeysStep(branch=branch):
+                yield Stand(f"attend_{branch.name}_keys", step.tiles, step.hopper, "cols", pad_qk + pad_v)
+            case ChosenKeysStep(attend=attend, place=place):
+                choice = attend.branch.choices[place]
+                yield Stand(f"chosen_keys_{choice.name}", step.tiles, None, "cols", pad_qk + pad_v, max(16, choice.block))
+
+
+def _largest_block(choices: tuple[Choice, ...]) -> int:
+    return max(16, *(each.block for each in choices))
+
+
+def candidates(stand: Stand, shape: LaunchShape) -> tuple[Pin, ...]:
+    """What to try instead of the default, the nearest first."""
+    found: dict[Pin, int] = {}
+    if stand.hopper is not None:
+        for tiles in _variants(stand.hopper, stand, warps=(stand.hopper.warps,), one_side=True):
+            # A ring of one place would wait for itself.
+            if tiles.stages > 1 and _fits(tiles, stand.stay, shape):
+                found[Pin(tiles, True)] = _distance(tiles, stand.hopper)
+    off = None if stand.hopper is None else False
+    for tiles in _variants(stand.plain, stand, warps=(stand.plain.warps // 2, stand.plain.warps, stand.plain.warps * 2)):
+        if _fits(tiles, stand.stay, shape) and _registers(tiles, stand) <= _MOST_REGISTERS:
+            # Where a Gluon kernel stands beside it, the plain one is the stranger choice.
+            found[Pin(tiles, off)] = _distance(tiles, stand.plain) + (4 if stand.hopper is not None else 0)
+    found.pop(stand.pin, None)
+    return tuple(sorted(found, key=lambda each: found[each]))
+
+
+def _variants(tiles: Tiles, stand: Stand, warps: tuple[int, ...], one_side: bool = False) -> Iterator[Tiles]:
+    """Neighbours in all directions. one_side: only the side that comes and goes may change its size."""
+    rows = (tiles.rows,) if stand.fixed_rows or (one_side and stand.stay == "rows") else (tiles.rows // 2, tiles.rows, tiles.rows * 2)
+    cols = (tiles.cols,) if one_side and stand.stay == "cols" else (tiles.cols // 2, tiles.cols, tiles.cols * 2)
+    for each in product(rows, cols, warps, range(tiles.stages - 1, tiles.stages + 2)):
+        made = Tiles(*each)
+        if 16 <= made.rows <= 256 and 16 <= made.cols <= stand.most_cols and 1 <= made.warps <= 8 and 1 <= made.stages <= 5:
+            yield made
+
+
+def _distance(tiles: Tiles, start: Tiles) -> int:
+    """How many steps lie between two tiles."""
+
+    def steps(one: int, other: int) -> int:
+        return abs(one.bit_length() - other.bit_length())
+
+    return (
+        steps(tiles.rows, start.rows) + steps(tiles.cols, start.cols) + steps(tiles.warps, start.warps) + abs(tiles.stages - start.stages)
+    )
+
+
+def _fits(tiles: Tiles, stay: Stay, shape: LaunchShape) -> bool:
+    """Whether the operands have room in shared memory."""
+    dims = sum(shape.padded)
+    moving, staying = (tiles.cols, tiles.rows) if stay == "rows" else (tiles.rows, tiles.cols)
+    return (tiles.stages * moving + staying) * dims * shape.element_bytes <= CARDS[shape.card].shared_memory
+
+
+def _registers(tiles: Tiles, stand: Stand) -> int:
+    """Numbers of 32 bits that a thread holds of scores and sums."""
+    match stand.stay:
+        case "rows":
+            kept = tiles.rows * stand.accumulated
+        case "cols":
+            kept = tiles.cols * stand.accumulated
+        case _:
+            assert_never(stand.stay)
+    return (tiles.rows * tiles.cols + kept) // (32 * tiles.warps)

@@ -1,0 +1,299 @@
+"""What each kernel of a plan has to do at one length: exact numbers of tiles, programs, operations and bytes. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from nsa_dsl.launch import LaunchShape, Tiles
+from nsa_dsl.lift import slot_count
+from nsa_dsl.lower import lower
+from nsa_dsl.passes import run_passes
+from nsa_dsl.passes.differentiate import differentiate
+from nsa_dsl.pattern import Branch, Choice, Compress, Pattern
+from nsa_dsl.relation import FULL, Condition, SameDocument, Term, Var, evaluate, rewrite, symbols
+from nsa_dsl.schedule import ChooseStep, ChosenStep, StaticStep, plan_graph
+from nsa_dsl.schedule_backward import ChosenKeysStep, QueriesStep, StaticKeysStep, plan_backward
+from nsa_dsl.tiles import Piece, Side, tiling
+
+Kind: TypeAlias = Literal[
+    "static", "static_queries", "static_keys", "chosen", "union", "chosen_queries", "union_queries", "chosen_keys", "score"
+]
+Engine: TypeAlias = Literal["triton", "gluon"]
+_Integers: TypeAlias = npt.NDArray[np.int64]
+
+UNION_OF = 4
+"""Neighbouring queries whose blocks are walked together."""
+
+PROGRAMS_WANTED = 264
+"""As the generated backward modules have it: programs that fill a large GPU twice."""
+
+FRESH: Mapping[str, float] = {"random": 54 / 64, "clustered": 26 / 64, "identical": 16 / 64}
+"""Different blocks among those that so many neighbours choose, by how much they agree."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Sizes of a call. sharing: how much neighbouring queries agree on the blocks they choose."""
+
+    tokens: int
+    heads: int
+    kv_heads: int
+    batch: int = 1
+    sharing: str = "random"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Work:
+    """What one kernel does. full, partial: tiles that each outer tile visits; copies: programs for each outer tile; repeats: how often a
+    program does so (the heads of a group where keys stay); pairs, operations: of a tile; loaded: bytes of a tile that come and go;
+    visible: pairs that count, over all heads; moved: bytes that have to come from or go to memory once."""
+
+    kernel: str
+    kind: Kind
+    engine: Engine
+    tiles: Tiles
+    full: _Integers
+    partial: _Integers
+    copies: int
+    repeats: int
+    operations: int
+    loaded: int
+    visible: int
+    moved: int
+
+    @property
+    def useful(self) -> float:
+        """Operations on visible pairs."""
+        return self.visible * self.operations / (self.tiles.rows * self.tiles.cols)
+
+
+Recipe: TypeAlias = Callable[[Tiles, Engine], Work]
+"""The work of a kernel with these tiles."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A kernel as planned. tiles, engine: those of the schedule; recipe: its work with any."""
+
+    name: str
+    tiles: Tiles
+    engine: Engine
+    recipe: Recipe
+
+    def work(self) -> Work:
+        """As planned."""
+        return self.recipe(self.tiles, self.engine)
+
+
+def kernels(pattern: Pattern, shape: LaunchShape, call: Call, *, backward: bool = True) -> dict[str, Kernel]:
+    """Every kernel whose time follows from its tiles, forward first. Raises NotSupported."""
+    graph = run_passes(lower(pattern))
+    found = [*_forward(shape, call, plan_graph(pattern, graph, shape).steps)]
+    if backward:
+        found += _backward(shape, call, plan_backward(pattern, differentiate(graph), shape).steps)
+    return {each.name: each for each in found}
+
+
+def _forward(shape: LaunchShape, call: Call, steps: tuple[object, ...]) -> Iterator[Kernel]:
+    counting = _Counting(shape, call)
+    for step in steps:
+        match step:
+            case StaticStep(branch=branch, relation=relation):
+                name = f"attend_{branch.name}"
+                yield counting.kernel(name, step.tiles, step.hopper, counting.static(name, "static", branch, relation))
+            case ChosenStep(branch=branch):
+                name = f"attend_{branch.name}"
+                yield counting.kernel(name, step.tiles, None, counting.chosen(name, "chosen", branch))
+                if step.one_list is not None:
+                    yield counting.kernel(f"{name}_union", step.one_list.union, None, counting.chosen(f"{name}_union", "union", branch))
+            case ChooseStep(choice=choice, scored_branch=branch, relation=relation) if branch is not None and relation is not None:
+                name = f"score_{choice.name}"
+                yield counting.kernel(name, step.tiles, None, counting.score(name, choice, branch, relation, step.slots_once))
+
+
+def _backward(shape: LaunchShape, call: Call, steps: tuple[object, ...]) -> Iterator[Kernel]:
+    counting = _Counting(shape, call)
+    for step in steps:
+        match step:
+            case QueriesStep(attend=StaticStep(branch=branch, relation=relation, tiles=tiles)):
+                name = f"attend_{branch.name}_queries"
+                yield counting.kernel(name, tiles, step.hopper, counting.static(name, "static_queries", branch, relation))
+            case QueriesStep(attend=ChosenStep(branch=branch, tiles=tiles) as attend):
+                name = f"attend_{branch.name}"
+                yield counting.kernel(f"{name}_queries", tiles, None, counting.chosen(f"{name}_queries", "chosen_queries", branch))
+                if attend.one_list is not None:
+                    union = f"{name}_union_queries"
+                    yield counting.kernel(union, attend.one_list.union_queries, None, counting.chosen(union, "union_queries", branch))
+            case StaticKeysStep(branch=branch, walked=relation):
+                name = f"attend_{branch.name}_keys"
+                yield counting.kernel(name, step.tiles, step.hopper, counting.static(name, "static_keys", branch, relation))
+            case ChosenKeysStep(attend=attend, place=place):
+                name = f"chosen_keys_{attend.branch.choices[place].name}"
+                yield counting.kernel(name, step.tiles, None, counting.chosen(name, "chosen_keys", attend.branch))
+
+
+@dataclass(frozen=True, slots=True)
+class _Counting:
+    """Makes recipes for one shape and one call."""
+
+    shape: LaunchShape
+    call: Call
+
+    def kernel(self, name: str, plain: Tiles, hopper: Tiles | None, recipe: Recipe) -> Kernel:
+        return Kernel(name, plain, "triton", recipe) if hopper is None else Kernel(name, hopper, "gluon", recipe)
+
+    def static(self, name: str, kind: Kind, branch: Branch, relation: Condition) -> Recipe:
+        keys = slot_count(branch.memory) if isinstance(branch.memory, Compress) else Var("N")
+        over: Side = "queries" if kind == "static_keys" else "keys"
+        call, shape = self.call, self.shape
+        dims, extent = shape.dim_qk + shape.dim_v, _extent(keys, call)
+
+        def work(tiles: Tiles, engine: Engine) -> Work:
+            full, partial = visits(relation, tiles.rows, tiles.cols, call, keys, over)
+            stays = call.kv_heads if over == "queries" else call.heads
+            moving = tiles.rows if over == "queries" else tiles.cols
+            split = _split(len(full) * call.batch * stays, call.heads // stays)
+            return Work(
+                name, kind, engine, tiles, full, partial, call.batch * stays * split, call.heads // stays // split,
+                tiles.rows * tiles.cols * operations_of_pair(kind, shape), moving * dims * shape.element_bytes,
+                call.batch * _visible(relation, call, keys), self._moved(kind, extent),
+            )  # fmt: skip
+
+        return work
+
+    def chosen(self, name: str, kind: Kind, branch: Branch) -> Recipe:
+        """Blocks of lists, as many as a query may choose; pairs beyond the diagonal count as visible."""
+        call, shape, choice = self.call, self.shape, branch.choices[0]
+        taken = blocks_taken(choice, call)
+        group = call.heads // call.kv_heads if choice.share == "group" else 1
+        lists = call.heads // group
+        dims = shape.dim_qk + shape.dim_v
+
+        def work(tiles: Tiles, engine: Engine) -> Work:
+            steps = -(-choice.block // tiles.cols)
+            rows, total = max(16, group), taken
+            if kind in ("union", "union_queries"):
+                rows, shared = max(tiles.rows, 16), max(1, tiles.rows // group)
+                fresh = np.minimum(1.0, FRESH[call.sharing] * min(shared, UNION_OF) / UNION_OF + (1 - min(shared, UNION_OF) / UNION_OF))
+                total = np.ceil(np.add.reduceat(taken, np.arange(0, len(taken), shared)) * fresh).astype(np.int64)
+            if kind == "chosen_keys":
+                # Rows that come and go are those that chose a block: as many as blocks were chosen.
+                rows, per_block = tiles.rows, -(-int(taken.sum()) // max(1, len(taken) // choice.block))
+                total = np.full(max(1, call.tokens // choice.block), -(-per_block * group // tiles.rows), np.int64)
+            cols = min(tiles.cols, choice.block)
+            made = Tiles(rows, cols, tiles.warps, tiles.stages)
+            return Work(
+                name, kind, engine, made, total * steps, np.zeros_like(total), call.batch * lists, 1,
+                rows * cols * operations_of_pair(kind, shape), (rows if kind == "chosen_keys" else cols) * dims * shape.element_bytes,
+                call.batch * call.heads * int(taken.sum()) * choice.block, self._moved(kind, call.tokens),
+            )  # fmt: skip
+
+        return work
+
+    def score(self, name: str, choice: Choice, branch: Branch, relation: Condition, once: bool) -> Recipe:
+        memory = branch.memory
+        keys = slot_count(memory) if isinstance(memory, Compress) else Var("N")
+        call, shape = self.call, self.shape
+        taps = 1
+        if isinstance(memory, Compress) and not once:
+            taps = (choice.block + memory.block) // memory.stride - 1
+
+        def work(tiles: Tiles, engine: Engine) -> Work:
+            in_block = 1 if once or not isinstance(memory, Compress) else max(1, choice.block // memory.stride)
+            full, partial = visits(relation, tiles.rows, tiles.cols * in_block, call, keys, "keys")
+            return Work(
+                name, "score", engine, tiles, full, partial, call.batch * call.kv_heads, call.heads // call.kv_heads,
+                tiles.rows * tiles.cols * taps * 2 * shape.dim_qk, tiles.rows * shape.dim_qk * shape.element_bytes,
+                call.batch * _visible(relation, call, keys), call.batch * call.heads * call.tokens * shape.dim_qk * shape.element_bytes,
+            )  # fmt: skip
+
+        return work
+
+    def _moved(self, kind: Kind, extent: int) -> int:
+        """Queries, keys and values once, results once."""
+        call, shape = self.call, self.shape
+        rows, keys = call.batch * call.heads * call.tokens, call.batch * call.kv_heads * extent
+        dims = shape.dim_qk + shape.dim_v
+        gradients = 0 if kind in ("static", "chosen", "union") else 4 * (keys * dims if kind.endswith("keys") else rows * shape.dim_qk)
+        return (rows * dims + keys * dims) * shape.element_bytes + gradients
+
+
+def _split(programs: int, group: int) -> int:
+    """Into how many parts the heads of a group are dealt where there are few programs: as generated modules do it."""
+    split = 1
+    while group % (2 * split) == 0 and programs * split < PROGRAMS_WANTED:
+        split *= 2
+    return split
+
+
+def operations_of_pair(kind: Kind, shape: LaunchShape) -> int:
+    """Floating-point operations of the products for one pair of a query and a key."""
+    match kind:
+        case "static" | "chosen" | "union":
+            return 2 * (shape.dim_qk + shape.dim_v)
+        case "static_queries" | "chosen_queries" | "union_queries":
+            return 2 * (2 * shape.dim_qk + shape.dim_v)
+        case "static_keys" | "chosen_keys":
+            return 4 * (shape.dim_qk + shape.dim_v)
+        case "score":
+            return 2 * shape.dim_qk
+
+
+def visits(relation: Condition, rows: int, cols: int, call: Call, keys: Term, over: Side) -> tuple[_Integers, _Integers]:
+    """How many full and partial tiles each outer tile visits, exactly, averaged over heads and rounded up where they differ."""
+    return _visits(rewrite(relation, {}, {SameDocument(): FULL}), rows, cols, call, keys, over)
+
+
+@lru_cache(maxsize=256)
+def _visits(relation: Condition, rows: int, cols: int, call: Call, keys: Term, over: Side) -> tuple[_Integers, _Integers]:
+    extent = _extent(keys, call)
+    outer = -(-call.tokens // rows) if over == "keys" else -(-extent // cols)
+    heads = range(call.heads) if "h" in symbols(relation) else range(1)
+    counts = np.zeros((2, outer), np.int64)
+    pieces = tiling(relation, rows, cols, keys=keys, over=over).pieces
+    for head in heads:
+        sizes = {"N": call.tokens, "heads": call.heads, "kv_heads": call.kv_heads, "h": head}
+        environment: dict[str, int | _Integers] = {**sizes, "tile": np.arange(outer, dtype=np.int64)}
+        for piece in pieces:
+            counts[0 if piece.full else 1] += _steps(piece, environment)
+    full, partial = -(-counts // len(heads))
+    return full, partial
+
+
+def _steps(piece: Piece, environment: dict[str, int | _Integers]) -> _Integers:
+    """The tiles that each outer tile visits in one piece."""
+    low, high = (evaluate(each, environment) for each in (piece.low, piece.high))
+    steps = np.maximum(0, -((low - high) // piece.step))
+    if piece.guard is not None:
+        steps = np.where(evaluate(piece.guard, environment), steps, 0)
+    steps = np.broadcast_to(steps, np.shape(environment["tile"])).astype(np.int64)
+    if piece.inner is None:
+        return steps
+    offset = np.arange(int(steps.max(initial=0)))[None, :]
+    inner = np.broadcast_to(low, steps.shape)[:, None] + piece.step * offset
+    here = {**environment, "tile": np.asarray(environment["tile"])[:, None], "j": inner}
+    return np.asarray(((offset < steps[:, None]) & evaluate(piece.inner, here)).sum(1), np.int64)
+
+
+@lru_cache(maxsize=64)
+def _visible(relation: Condition, call: Call, keys: Term) -> int:
+    """Pairs that the relation allows, over all heads, counted in tiles of one query: exact."""
+    one = rewrite(relation, {}, {SameDocument(): FULL})
+    full, partial = _visits(one, 1, 1, call, keys, "keys")
+    return call.heads * int((full + partial).sum())
+
+
+def blocks_taken(choice: Choice, call: Call) -> _Integers:
+    """How many blocks each query takes at most: those that begin at or before it."""
+    begun = np.arange(call.tokens, dtype=np.int64) // choice.block + 1
+    return np.minimum(begun, choice.count or call.tokens)
+
+
+def _extent(keys: Term, call: Call) -> int:
+    return max(0, int(evaluate(keys, {"N": call.tokens})))

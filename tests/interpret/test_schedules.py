@@ -1,0 +1,192 @@
+"""The schedules of attention in which every query sees the blocks of one list: over unions of neighbouring queries, by blocks, and one
+query at a time, which stands in wherever something is not finite."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from interpret.support import agree, agree_in_gradients, parse
+
+from nsa_dsl.compiler import compile_backward, compile_source
+from nsa_dsl.execute import load_module
+from nsa_dsl.pattern import Pattern
+from nsa_dsl.schedule import LaunchShape
+
+ONE = "output attend(tokens, causal & top(3, block = 16, by = indices, share = group))"
+WINDOW = "output attend(tokens, window(30) & top(3, block = 32, by = indices, share = group), bias = alibi, softcap = 4, sink = learned)"
+GATED = "a = attend(tokens, causal & top(3, block = 16, by = indices, share = group)) b = attend(tokens, window(5)) output gate(a, b)"
+
+BY_BLOCKS = (r"BY_BLOCKS_ROWS = \d+, \d+\nPART_ROWS, PART_BYTES = .*", "BY_BLOCKS_ROWS = 99, 0\nPART_ROWS, PART_BYTES = 16, 9000")
+"""Any group by blocks, in several chunks, and blocks that many queries chose in several items."""
+
+ALONE = (r"most = QUERIES \* .*", "most = 0")
+"""No union is small enough for the queries' gradient."""
+
+
+KEPT = (r"KEEP_SLOPES = True", "KEEP_SLOPES = False")
+"""The queries' gradient from kernels of its own, not from the slopes that the one for keys keeps."""
+
+
+@pytest.fixture
+def change(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Replaces what patterns match in the sources of the modules; each pattern must match."""
+
+    def replace_in(*changes: tuple[str, str], backward: bool = False) -> None:
+        compile_now = compile_backward if backward else compile_source
+
+        def compile_changed(pattern: Pattern, shape: LaunchShape) -> str:
+            source = compile_now(pattern, shape)
+            for expression, text in changes:
+                source, found = re.subn(expression, text, source)
+                assert found, expression
+            return source
+
+        monkeypatch.setattr(f"nsa_dsl.op.{compile_now.__name__}", compile_changed)
+
+    return replace_in
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "rows", "tokens", "changes"),
+    [(4, 2, 32, 9, ()), (16, 1, 32, 37, ()), (18, 1, 16, 25, ()), (2, 2, 32, 37, (BY_BLOCKS,)), (6, 1, 16, 9, (BY_BLOCKS,))],
+)
+def test_group_sizes(
+    heads: int, kv_heads: int, rows: int, tokens: int, changes: tuple[tuple[str, str], ...], change: Callable[..., None]
+) -> None:
+    """18 heads are more than a tile of the union has rows."""
+    change(*changes)
+    agree(ONE, heads=heads, kv_heads=kv_heads, rows=rows, tokens=tokens, visible=heads < 6)
+
+
+@pytest.mark.parametrize("changes", [(), (BY_BLOCKS,)])
+def test_options(changes: tuple[tuple[str, str], ...], change: Callable[..., None]) -> None:
+    """A mask that is more than causal, blocks of two tiles, and strides beyond 32 bits."""
+    change(*changes)
+    agree(WINDOW, tokens=70, heads=4, kv_heads=2, layout="far apart", dtype="fp16")
+
+
+@pytest.mark.parametrize("damage", ["key", "value"])
+@pytest.mark.parametrize("changes", [(), (BY_BLOCKS,)])
+def test_what_is_not_finite(damage: str, changes: tuple[tuple[str, str], ...], change: Callable[..., None]) -> None:
+    change(*changes)
+    agree(ONE, tokens=53, heads=2, kv_heads=1, damage=damage, damaged=20, visible=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "alone", "changes"),
+    [
+        (ONE, False, {"heads": 8, "kv_heads": 2, "rows": 32}),
+        (ONE, True, {"heads": 3, "kv_heads": 1}),
+        (WINDOW, False, {"tokens": 40, "layout": "far apart"}),
+        (GATED, True, {"tokens": 21}),
+        (ONE, False, {"heads": 2, "kv_heads": 1, "damage": "key", "damaged": 12}),
+        (ONE, True, {"heads": 2, "kv_heads": 1, "damage": "cotangent", "damaged": 12}),
+    ],
+)
+def test_gradients(text: str, alone: bool, changes: dict[str, Any], change: Callable[..., None]) -> None:
+    change(*((ALONE,) if alone else ()), KEPT, backward=True)
+    agree_in_gradients(text, **changes)
+
+
+def host_functions(text: str) -> Any:
+    return load_module(compile_source(parse(text), LaunchShape(rows=32, cols=16)), "host")
+
+
+@pytest.mark.parametrize(("queries", "width"), [(8, 3), (4, 16), (1, 2)])
+def test_unions(queries: int, width: int) -> None:
+    """Every distinct block once, ascending, with a bit for each query that chose it; the last tile has fewer queries."""
+    random = torch.Generator().manual_seed(0)
+    lists = torch.stack([torch.randperm(20, generator=random)[:width].sort().values for _ in range(2 * 21)]).to(torch.int32)
+    lists[5, 1:] = -1
+    lists[9] = -1
+    unions, sizes = host_functions(ONE)._unite_blocks(lists.view(1, 2, 21, width), queries)
+    for unit in range(2):
+        for tile in range(-(-21 // queries)):
+            mine = lists.view(2, 21, width)[unit, tile * queries : (tile + 1) * queries].tolist()
+            blocks = sorted({block for each in mine for block in each if block >= 0})
+            words = [block + sum(1 << (24 + n) for n, each in enumerate(mine) if block in each) for block in blocks]
+            assert sizes[0, unit, tile] == len(blocks)
+            assert [word % 2**32 for word in unions[0, unit, tile, : len(blocks)].tolist()] == words
+
+
+@pytest.mark.parametrize(("owners", "slots"), [(2, True), (1, False)])
+def test_inverse_index(owners: int, slots: bool) -> None:
+    random = torch.Generator().manual_seed(0)
+    lists = torch.stack([torch.randperm(7, generator=random)[:3].sort().values for _ in range(2 * 2 * 70)]).to(torch.int32)
+    lists[::3, 2] = -1
+    chosen = lists.view(2, 2, 70, 3)
+    made = host_functions(ONE)._invert_blocks(chosen, owners, 7, 16, slots=slots)
+    entries, starts, counts, blocks, ends = (each.tolist() for each in made)
+    found: dict[int, list[int]] = {block: [] for block in range(2 * owners * 7)}
+    for start, count, block in zip(starts, counts, blocks, strict=True):
+        if count:
+            found[block] += entries[start : start + count]
+    for block, held in found.items():
+        rows = lists.view(2 * owners, -1, 3)[block // 7]
+        expected = [row * 3 + slot if slots else row for row, slot in (rows == block % 7).nonzero().tolist()]
+        assert held == expected
+        assert ends[block] - (ends[block - 1] if block else 0) == -(-len(expected) // 16)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A change of one kernel's text that must be noticed. where: other changes that make the kernel run."""
+
+    expression: str
+    text: str
+    where: tuple[tuple[str, str], ...] = ()
+    backward: bool = False
+    damage: str = "none"
+    heads: int = 4
+
+    def check(self) -> None:
+        """What finds the fault."""
+        if self.backward:
+            agree_in_gradients(ONE, tokens=37, heads=self.heads, kv_heads=1)
+        else:
+            agree(ONE, tokens=53, heads=self.heads, kv_heads=1, damage=self.damage, damaged=20, visible=False)
+
+
+FAULTS = {
+    "union: everybody chose it": Fault(r"last = tl.where\(chosen, tokens, -1\)", "last = tokens"),
+    "unite: a block counts for its first query": Fault(r"block \| chosen_by", "block | bit"),
+    "alone: keys before the last block": Fault(r"seen = \(cols >= start\) & ", "seen = ", heads=18),
+    "alone: asleep": Fault(r"if tl.load\(wild_ptr\) == 0:", "if tl.load(wild_ptr) >= 0:", damage="value"),
+    "by blocks: the last row of an item": Fault(r"step \* ROWS \+ place < n_rows", "step * ROWS + place < n_rows - 1", (BY_BLOCKS,)),
+    "by blocks: keys after the query": Fault(r"cols\[None, :\] <= tokens\[:, None\]", "cols[None, :] >= 0", (BY_BLOCKS,)),
+    "merged: the last part": Fault(r"tl.max\(count, 0\)", "tl.max(count, 0) - 1", (BY_BLOCKS,)),
+    "gradient, union: the neighbour's choice": Fault(r"chosen_bit = 24", "chosen_bit = 25", (KEPT,), backward=True),
+    "gradient, alone: the last block": Fault(
+        r"for step in tl.range\(count\)", "for step in tl.range(count - 1)", (KEPT, ALONE), backward=True
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_fault_is_caught(name: str, change: Callable[..., None]) -> None:
+    fault = FAULTS[name]
+    change(*fault.where, (fault.expression, fault.text), backward=fault.backward)
+    with pytest.raises(AssertionError):
+        fault.check()
+
+
+@pytest.mark.parametrize(
+    ("where", "takes"),
+    [
+        ("causal & top(3, block = 16, by = indices, share = group)", True),
+        ("top(3, block = 48, by = indices, share = group) & window(7)", True),
+        ("causal & top(3, block = 16, by = indices, share = head)", False),
+        ("causal & top(3, block = 8, by = indices, share = group)", False),
+        ("causal & top(3, block = 16, by = indices, share = group, every = 2)", False),
+        ("causal & document & top(3, block = 16, by = indices, share = group)", False),
+        ("causal & (window(3) | top(3, block = 16, by = indices, share = group))", False),
+        ("causal - top(3, block = 16, by = indices, share = group)", False),
+    ],
+)
+def test_which_branches(where: str, takes: bool) -> None:
+    assert ("def unite_blocks" in compile_source(parse(f"output attend(tokens, {where})"), LaunchShape())) == takes

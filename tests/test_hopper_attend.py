@@ -1,0 +1,53 @@
+"""The Gluon kernel of attention over a static relation, on the CPU, against the dense reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from nsa_dsl import reference
+from nsa_dsl.compiler import compile_source
+from nsa_dsl.execute import load_module
+from nsa_dsl.launch import LaunchShape
+from nsa_dsl.loader import load_spec
+from nsa_dsl.pattern import Pattern
+from tests.gluon_on_cpu import launch_hopper, tensors
+
+RELATIONS = {
+    "causal": "causal",
+    "window": "window(300)",
+    "both ways": "{ i, j : i - 150 < j < i + 90 }",
+    "sinks": "causal & (first(4) | window(140))",
+    "no keys at first": "{ i, j : j + 150 <= i }",
+    "by head": "causal & { i, j, h : h % 2 == 0 or j + 130 > i }",
+}
+
+
+def check(pattern: Pattern, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slots: dict[str, Any] | None = None) -> None:
+    module = vars(load_module(compile_source(pattern, LaunchShape(q.shape[3], v.shape[3], "fp16", "sm_90")), "hopper"))
+    module.update(_launch=lambda *_, **__: None, _launch_hopper=launch_hopper, _on_hopper=lambda *_: True)
+    out, lse, *_ = module["run"](q, k, v, slots=slots)
+    compressors: Any = {name: lambda *_, made=made: tuple(each.double() for each in made) for name, made in (slots or {}).items()}
+    expected, expected_lse = reference.attend(pattern, q, k, v, compressors=compressors, return_lse=True)
+    torch.testing.assert_close(next(iter(lse.values())), expected_lse.float(), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(out.float(), expected.float(), atol=4e-3, rtol=4e-3)
+
+
+@pytest.mark.parametrize("name", RELATIONS)
+@pytest.mark.parametrize(
+    ("batch", "tokens", "heads", "kv_heads", "dims"), [(2, 1, 2, 1, (64, 64)), (1, 300, 4, 2, (192, 128)), (2, 517, 1, 1, (64, 64))]
+)
+def test_static_relation(name: str, batch: int, tokens: int, heads: int, kv_heads: int, dims: tuple[int, int]) -> None:
+    pattern = load_spec(f"pattern p {{ output attend(tokens, {RELATIONS[name]}) }}").pattern("p")
+    check(pattern, *tensors((batch, heads, tokens, dims[0]), (batch, kv_heads, tokens, dims[0]), (batch, kv_heads, tokens, dims[1])))
+
+
+@pytest.mark.parametrize("tokens", [5, 700])
+def test_slots(tokens: int) -> None:
+    """Too few tokens for a slot leave no keys at all."""
+    pattern = load_spec("pattern p { s = compress(block = 8, stride = 4, by = mlp)\n output attend(s, causal) }").pattern("p")
+    n_slots = max(0, (tokens - 8) // 4 + 1)
+    q, k, v, slot_k, slot_v = tensors((1, 4, tokens, 64), *[(1, 2, tokens, 64)] * 2, *[(1, 2, n_slots, 64)] * 2)
+    check(pattern, q, k, v, slots={"s": (slot_k, slot_v)})

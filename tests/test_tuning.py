@@ -1,0 +1,299 @@
+"""Measured decisions: how they are found (on a bench whose kernels take made-up times), kept, looked up and shared by ranks."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import triton
+
+from nsa_dsl.arguments import Shape
+from nsa_dsl.launch import LaunchShape, Pin, Tiles
+from nsa_dsl.loader import load_spec
+from nsa_dsl.op import AttentionOp
+from nsa_dsl.pattern import Pattern
+from nsa_dsl.signing import sign
+from nsa_dsl.sources import compile_backward, compile_source
+from nsa_dsl.tuned import lookup
+from nsa_dsl.tuned.keys import entry_key, length_bucket, tunable_kernels
+from nsa_dsl.tuned.table import Entry, Table, from_json, to_json
+from nsa_dsl.tuning.candidates import candidates, find_stands
+from nsa_dsl.tuning.ranks import tune_on_first_rank
+from nsa_dsl.tuning.search import Pins, search
+from nsa_dsl.tuning.tune import Tuned, tune_pattern
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+CARD = "NVIDIA H100 80GB HBM3"
+SMALL, LARGE = Pin(Tiles(64, 64, 4, 2)), Pin(Tiles(128, 32, 8, 2))
+PORTABLE = LaunchShape(templates="portable")
+
+
+@pytest.fixture(scope="module")
+def nsa() -> Pattern:
+    return load_spec(EXAMPLES / "nsa.nsa").pattern("nsa")
+
+
+class Made:
+    """A bench: milliseconds by kernel and tiles; `wrong` are pins that together give wrong results, `broken` pins that do not run."""
+
+    def __init__(self, times: dict[str, dict[Pin | None, float]], wrong: Pins | None = None, broken: Pins | None = None) -> None:
+        self.table, self.wrong, self.broken = times, wrong, broken
+        self.now, self.timed = 0.0, list[dict[str, Pin]]()
+
+    def problems(self, pins: Pins) -> list[str]:
+        return ["the output is off"] if self.wrong and self.wrong.items() <= pins.items() else []
+
+    def times(self, pins: Pins) -> dict[str, float]:
+        self.now += 1.0
+        if self.broken and self.broken.items() <= pins.items():
+            raise RuntimeError("out of resource: shared memory")
+        self.timed.append(dict(pins))
+        return {name: each[pins.get(name)] for name, each in self.table.items()}
+
+
+def test_every_kernel_gets_its_own_best_in_common_rounds() -> None:
+    bench = Made({"a": {None: 2.0, SMALL: 1.0, LARGE: 3.0}, "b": {None: 2.0, SMALL: 2.5, LARGE: 1.5}, "rest": {None: 1.0}})
+    outcome = search(bench, {"a": [SMALL, LARGE], "b": [SMALL, LARGE]}, budget=100, clock=lambda: bench.now)
+    assert {name: each.pin for name, each in outcome.found.items()} == {"a": SMALL, "b": LARGE, "rest": None}
+    assert (outcome.tried, outcome.of, outcome.refused) == (4, 4, [])
+    # The default, two rounds of both kernels at once, and what won.
+    assert len(bench.timed) == 4
+
+
+def test_what_is_wrong_or_does_not_run_never_wins_and_costs_the_others_nothing() -> None:
+    times = {"a": {None: 2.0, SMALL: 0.1, LARGE: 1.0}, "b": {None: 2.0, SMALL: 1.0, LARGE: 0.1}}
+    bench = Made(times, wrong={"a": SMALL}, broken={"b": LARGE})
+    outcome = search(bench, {"a": [SMALL, LARGE], "b": [SMALL, LARGE]}, budget=100, clock=lambda: bench.now)
+    assert {name: each.pin for name, each in outcome.found.items()} == {"a": LARGE, "b": SMALL}
+    assert [(name, pin) for name, pin, _ in outcome.refused] == [("a", SMALL), ("b", LARGE)]
+    assert "off" in outcome.refused[0][2]
+    assert "shared memory" in outcome.refused[1][2]
+
+
+def test_winners_that_are_wrong_together_are_given_up() -> None:
+    bench = Made({"a": {None: 2.0, SMALL: 1.0}, "b": {None: 2.0, LARGE: 1.0, SMALL: 2.5}}, wrong={"a": SMALL, "b": LARGE})
+    outcome = search(bench, {"a": [SMALL], "b": [SMALL, LARGE]}, budget=100, clock=lambda: bench.now)
+    assert all(each.pin is None and each.ms == each.default_ms for each in outcome.found.values())
+
+
+def test_noise_does_not_win_and_the_budget_ends_the_search() -> None:
+    noisy = Made({"a": {None: 2.0, SMALL: 1.99}})
+    assert search(noisy, {"a": [SMALL]}, budget=100, clock=lambda: noisy.now).found["a"].pin is None
+    pins = [Pin(Tiles(16 << n, 16, 4, 1)) for n in range(5)]
+    slow = Made({"a": {None: 9.0, **dict(zip(pins, (8.0, 7.0, 6.0, 5.0, 4.0), strict=True))}})
+    outcome = search(slow, {"a": pins}, budget=3.5, clock=lambda: slow.now)
+    assert (outcome.tried, outcome.of) == (2, 5)
+    assert outcome.found["a"].pin == pins[1]
+
+
+def test_candidates_differ_from_the_default_and_fit(nsa: Pattern) -> None:
+    for dtype in ("bf16", "fp32"):
+        shape = LaunchShape(dtype=dtype)  # type: ignore[arg-type]
+        for name, stand in find_stands(nsa, shape, backward=True).items():
+            found = candidates(stand, shape)
+            assert len(set(found)) == len(found) > 0, name
+            assert stand.pin not in found
+            for pin in found:
+                moving = pin.tiles.cols if stand.stay == "rows" else pin.tiles.rows
+                assert pin.tiles.stages * moving * 256 * shape.element_bytes <= 227 * 1024
+
+
+def test_a_pin_changes_its_own_kernel_and_no_other(nsa: Pattern) -> None:
+    for name, stand in find_stands(nsa, PORTABLE, backward=True).items():
+        pin = next(
+            each for each in candidates(stand, PORTABLE) if (each.tiles.rows, each.tiles.cols) != (stand.plain.rows, stand.plain.cols)
+        )
+        pinned = find_stands(nsa, replace(PORTABLE, pins=((name, pin),)), backward=True)
+        assert {other for other, each in pinned.items() if each != find_stands(nsa, PORTABLE, backward=True)[other]} == {name}
+        assert pinned[name].plain == pin.tiles
+    pins = replace(PORTABLE, pins=(("attend_windowed", SMALL), ("chosen_keys_selected", Pin(Tiles(16, 64, 4, 2)))))
+    assert compile_source(nsa, pins) != compile_source(nsa, PORTABLE)
+    assert compile_backward(nsa, pins) != compile_backward(nsa, PORTABLE)
+    insisting = replace(pins, rows=32, cols=32)
+    assert compile_source(nsa, insisting) == compile_source(nsa, replace(insisting, pins=()))
+
+
+def test_a_gluon_kernel_can_be_pinned_away(nsa: Pattern) -> None:
+    default = find_stands(nsa, LaunchShape(), backward=False)["attend_windowed"]
+    assert default.hopper is not None
+    plain, other = Pin(Tiles(64, 64, 4, 2), False), Pin(replace(default.hopper, stages=3), True)
+    for pin, expected in ((plain, None), (other, other.tiles)):
+        stands = find_stands(nsa, LaunchShape(pins=(("attend_windowed", pin),)), backward=False)
+        assert stands["attend_windowed"].hopper == expected
+    portable = find_stands(nsa, replace(PORTABLE, pins=(("attend_windowed", other),)), backward=False)
+    assert portable["attend_windowed"].hopper is None
+
+
+def test_every_kernel_that_can_be_pinned_has_a_key() -> None:
+    for path in sorted(EXAMPLES.glob("*.nsa")):
+        spec = load_spec(path)
+        for pattern in map(spec.pattern, spec.patterns):
+            kernels = {each.name: each for each in tunable_kernels(pattern, sign(pattern))}
+            stands = find_stands(pattern, PORTABLE, backward=True)
+            assert stands.keys() <= kernels.keys(), pattern.name
+            assert {name for name, each in kernels.items() if not each.optional} <= stands.keys(), pattern.name
+
+
+def test_keys_forget_names_and_tell_work_apart() -> None:
+    def keys(text: str) -> set[str]:
+        pattern = load_spec(text).pattern("p")
+        return {each.key for each in tunable_kernels(pattern, sign(pattern))}
+
+    one = "pattern p { a = attend(tokens, window(512))\n output a }"
+    assert keys(one) == keys("pattern p { other = attend(tokens, window(512))\n output other }")
+    assert keys(one).isdisjoint(keys("pattern p { a = attend(tokens, window(1024))\n output a }"))
+    assert [length_bucket(each) for each in (1, 1024, 1025, 8192, 65536, 10**7)] == [1024, 1024, 4096, 16384, 65536, 1 << 20]
+
+
+def _table(nsa: Pattern, pin: Pin, tokens: int = 65536) -> Table:
+    kernels = tunable_kernels(nsa, sign(nsa))
+    entries = {entry_key(each, LaunchShape(), tokens, 64, 4): Entry(pin, 1.0, 2.0, tokens) for each in kernels}
+    return Table(CARD, "3.6.0", "abc", entries)
+
+
+def test_a_table_survives_json_and_no_damage(nsa: Pattern) -> None:
+    table = _table(nsa, Pin(Tiles(128, 64, 8, 3), True))
+    text = to_json(table)
+    assert from_json(text) == table
+    for damaged in (text[:-20], text.replace('"rows": 128', '"rows": 64', 1), text.replace(CARD, "another"), "[]", "", '{"format": 1}'):
+        assert from_json(damaged) is None
+    impossible = to_json(_table(nsa, Pin(Tiles(100, 64, 8, 3))))
+    assert from_json(impossible) is None
+    assert from_json(json.dumps({**json.loads(text), "format": 2})) is None
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own, and no memory of another."""
+    monkeypatch.setenv("NSA_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(lookup, "_memory", {})
+    monkeypatch.setattr(lookup, "shipped_table", lambda card: Table(card, "", "", {}))
+    return tmp_path
+
+
+def _found(nsa: Pattern, tokens: int = 60000) -> dict[str, Pin]:
+    return lookup.find_pins(tunable_kernels(nsa, sign(nsa)), LaunchShape(), tokens, 64, 4, CARD, "3.6.0")
+
+
+def test_the_users_table_goes_before_the_shipped_one(nsa: Pattern, fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _found(nsa) == {}
+    monkeypatch.setattr(lookup, "shipped_table", lambda _: _table(nsa, LARGE))
+    assert set(_found(nsa).values()) == {LARGE}
+    assert _found(nsa, 1000) == {}
+    lookup.keep(CARD, "3.6.0", _table(nsa, SMALL).entries)
+    lookup.forget()
+    assert set(_found(nsa).values()) == {SMALL}
+    (folder,) = (fresh / "tuned").iterdir()
+    (folder / "table.json").write_text("{}")
+    lookup.forget()
+    assert set(_found(nsa).values()) == {LARGE}
+
+
+def test_without_a_disk_what_was_tuned_lasts_as_long_as_the_process(nsa: Pattern, fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NSA_CACHE_DIR", "")
+    lookup.keep(CARD, "3.6.0", _table(nsa, SMALL).entries)
+    assert set(_found(nsa).values()) == {SMALL}
+    assert list(fresh.iterdir()) == []
+
+
+def test_an_op_asks_in_order_and_refuses_what_is_missed(nsa: Pattern, fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: CARD)
+    monkeypatch.setattr("nsa_dsl.op._triton_version", lambda: "3.6.0")
+    q = torch.empty(1, 64, 65536, 128, device="meta")
+
+    def pins(**options: Any) -> dict[str, Pin]:
+        op = AttentionOp(nsa, **options)
+        return dict(op._pins(replace(LaunchShape(), pins=op._tiles.pins), q, 4, backward=False))
+
+    assert pins() == {}
+    with pytest.raises(lookup.MissingTuningError, match=r"attend_windowed.*nsa tune FILE --pattern nsa --lengths 65536 --heads 64"):
+        pins(tune="assert")
+    monkeypatch.setenv("NSA_TUNE", "assert")
+    with pytest.raises(lookup.MissingTuningError):
+        pins()
+    lookup.keep(CARD, "3.6.0", _table(nsa, SMALL).entries)
+    assert pins()["attend_windowed"] == SMALL
+    assert pins(pins={"attend_windowed": LARGE})["attend_windowed"] == LARGE
+    assert pins(tune="off") == {}
+    monkeypatch.setenv("NSA_TUNE", "never")
+    with pytest.raises(ValueError, match="NSA_TUNE=never"):
+        pins()
+
+
+def test_shipped_tables_are_whole_and_for_their_cards() -> None:
+    for card, name in lookup.SHIPPED.items():
+        if (Path(lookup.__file__).parent / f"{name}.json").exists():
+            table = lookup.shipped_table(card)
+            assert table.card == card
+            assert table.entries
+
+
+class FastWhenSmall(Made):
+    """A bench in the place of a GPU's: every kernel takes as long as its tile has rows, 200 with the default."""
+
+    def __init__(self, pattern: Pattern, shape: Shape, dtype: str, kernels: Any, *, backward: bool) -> None:  # noqa: ARG002
+        super().__init__({})
+        self.kernels = kernels
+
+    def times(self, pins: Pins) -> dict[str, float]:
+        return {name: float(pins[name].tiles.rows) if name in pins else 200.0 for name in self.kernels}
+
+
+def test_what_is_tuned_is_used_by_the_next_call(nsa: Pattern, fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: CARD)
+    monkeypatch.setattr("nsa_dsl.tuning.tune.card_of", lambda _: "sm_90")
+    monkeypatch.setattr("nsa_dsl.tuning.tune.GpuBench", FastWhenSmall)
+    seen: list[Tuned] = []
+    table = tune_pattern(nsa, [Shape(1, 64, 4, 8192, 128, 128)], LaunchShape(), budget=60, report=seen.append)
+    (tuned,) = seen
+    assert tuned.outcome.tried == tuned.outcome.of > 100
+    lookup.forget()
+    kernels = tunable_kernels(nsa, sign(nsa))
+    pins = lookup.find_pins(kernels, LaunchShape(), 9000, 64, 4, CARD, triton.__version__)
+    assert pins.keys() == {each.name for each in kernels}
+    assert pins["attend_windowed"].tiles.rows < 128
+    assert {each.default_ms for each in table.entries.values()} == {200.0}
+    assert [each.name for each in fresh.iterdir() if each.name == "tuned"] == ["tuned"]
+
+
+def _rank(rank: int, store: str, fails: bool, results: Any) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+
+    def make() -> Table:
+        assert rank == 0
+        if fails:
+            raise ValueError("no card")
+        return Table("card", "3", "x", {"key": Entry(SMALL, 1.0, 2.0, 8)})
+
+    try:
+        results.put((rank, to_json(tune_on_first_rank(make))))
+    except (RuntimeError, ValueError) as problem:
+        results.put((rank, f"{type(problem).__name__}: {problem}"))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_rank_0_tunes_for_all(tmp_path: Path, fails: bool) -> None:
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    ranks = [context.Process(target=_rank, args=(rank, str(tmp_path / "store"), fails, results)) for rank in range(2)]
+    for each in ranks:
+        each.start()
+    found = dict(results.get(timeout=30) for _ in ranks)
+    for each in ranks:
+        each.join(timeout=30)
+        assert each.exitcode == 0
+    if fails:
+        assert found == {0: "ValueError: no card", 1: "RuntimeError: rank 0 could not tune: ValueError: no card"}
+    else:
+        assert found[0] == found[1] == to_json(Table("card", "3", "x", {"key": Entry(SMALL, 1.0, 2.0, 8)}))
+
+
+def test_one_process_tunes_for_itself() -> None:
+    assert tune_on_first_rank(lambda: Table("card", "3", "x", {})).card == "card"
