@@ -146,7 +146,7 @@ def _kernels(label: str, pattern: Pattern, shape: LaunchShape, call: Call, times
     for name, kernel in planned.items():
         if f"{name}_hopper" in times:
             yield Measured(f"{label} {name} (gluon)", kernel.work(), float(times[f"{name}_hopper"]))
-        elif name in times and not {f"{name}_union", name.replace("attend_", "slopes_", 1)} & times.keys():
+        elif name in times and not {f"{name}_union", f"slopes_{name.removeprefix('attend_')}"} & times.keys():
             # A kernel beside one of these leaves at once.
             yield Measured(f"{label} {name}", plain[name].work(), float(times[name]))
 

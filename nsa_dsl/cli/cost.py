@@ -66,13 +66,14 @@ def _show(pattern: Pattern, launch: LaunchShape, tokens: int, heads: int, kv_hea
     with busy(f"counting tiles of {pattern.name}"):
         model = load_model(card)
         rows = [each.work() for each in kernels(pattern, launch, Call(tokens, heads, kv_heads), backward=backward).values()]
-    grid = Table(title=f"{pattern.name}, {tokens} tokens, {heads}/{kv_heads} heads, {card}", title_justify="left")
-    for name in ("kernel", "tiles", "predicted ms", "visible pairs", "TFLOP", "of these useful", "MB at least"):
-        grid.add_column(name, justify="left" if name in ("kernel", "tiles") else "right")
+    grid = Table(title=f"{pattern.name}, {tokens} tokens, {heads}/{kv_heads} heads, {card}, predicted", title_justify="left", box=None)
+    for name in ("kernel", "tiles", "ms", "visible pairs", "TFLOP", "useful", "MB at least"):
+        grid.add_column(name, justify="left" if name in ("kernel", "tiles") else "right", no_wrap=True)
     for work in rows:
         ms = predict_ms(work, model)
         done = float((work.full + work.partial).sum()) * work.copies * work.repeats * work.operations
         label = tiles_text(work.tiles, gluon=work.engine == "gluon")
         values = "-" if ms is None else f"{ms:.3f}", f"{work.visible:,}", f"{done / 1e12:.3f}", f"{work.useful / done:.0%}" if done else "-"
         grid.add_row(work.kernel, label, *values, f"{work.moved / 1e6:,.0f}")
-    Console().print(grid)
+    # Names cut short say nothing: a narrow terminal breaks lines instead.
+    Console(width=max(Console().width, 120)).print(grid)

@@ -98,15 +98,15 @@ def _print(tuned: Tuned) -> None:
 
     outcome = tuned.outcome
     title = f"{tuned.pattern}, {tuned.tokens} tokens: {outcome.tried} of {outcome.of} candidates in {tuned.seconds:.0f} s"
-    grid = Grid(title=title, title_justify="left")
+    grid = Grid(title=title, title_justify="left", box=None)
     for name in ("kernel", "default", "ms", "best", "ms", "faster"):
-        grid.add_column(name, justify="left" if name in ("kernel", "default", "best") else "right")
+        grid.add_column(name, justify="left" if name in ("kernel", "default", "best") else "right", no_wrap=True)
     for name, pin in tuned.defaults.items():
         if name in outcome.found:
             best = outcome.found[name]
             gain = "" if best.pin is None else f"{best.default_ms / best.ms - 1:.0%}"
             grid.add_row(name, _text(pin), f"{best.default_ms:.3f}", "" if best.pin is None else _text(best.pin), f"{best.ms:.3f}", gain)
-    console = Console()
+    console = Console(width=max(Console().width, 120))
     console.print(grid)
     for name, pin, why in outcome.refused:
         console.print(f"refused: {name} {_text(pin)}: {why}", style="dim", highlight=False, markup=False, soft_wrap=True)
