@@ -1,4 +1,4 @@
-"""Terms and conditions printed as Triton source, and as plain Python for the host.
+"""Terms and conditions printed as Triton source, and as Python for integers and tensors alike.
 
 Compiled Triton divides as C does and the interpreter as Python does, so only non-negative operands of `//` and `%` are
 printed: where the intervals allow a negative one, a multiple of the divisor is added first. Where 32 bits could overflow,
@@ -54,7 +54,7 @@ class _Dialect:
 
 
 _TRITON = _Dialect(" & ", " | ", "({} == 0)", "tl.minimum", "tl.maximum", "tl.abs")
-_PYTHON = _Dialect(" and ", " or ", "(not {})", "min", "max", "abs")
+_ELEMENTWISE = _Dialect(" & ", " | ", "({} ^ True)", "smaller", "greater", "abs")
 
 
 def print_term(term: Term, names: Mapping[str, str], ranges: Mapping[str, Interval] | None = None) -> str:
@@ -74,14 +74,10 @@ def print_condition(condition: Condition, names: Mapping[str, str], ranges: Mapp
     return _Printer(_TRITON, names, {**RANGES, **(ranges or {})}).condition(condition)
 
 
-def print_host_term(term: Term, names: Mapping[str, str]) -> str:
-    """The term as a Python expression on integers of any size and sign."""
-    return _Printer(_PYTHON, names, None).whole(term)
-
-
-def print_host_condition(condition: Condition, names: Mapping[str, str]) -> str:
-    """The condition as a Python expression on integers and Booleans."""
-    return _Printer(_PYTHON, names, None).condition(condition)
+def print_elementwise(condition: Condition, names: Mapping[str, str]) -> str:
+    """The condition as a Python expression on integers of any size and sign, or on tensors of them; `smaller` and `greater`, of two of
+    either, are the caller's. names: as print_condition."""
+    return _Printer(_ELEMENTWISE, names, None).condition(condition)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,34 +6,14 @@ The function is printed from the pattern's relation, so that both sides of a com
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import assert_never
 
 from torch import Tensor
 
 from nsa_dsl.bench.contender import Refused
+from nsa_dsl.codegen.expressions import print_elementwise
 from nsa_dsl.execute import load_module
 from nsa_dsl.pattern import Branch, Pattern, Tokens
-from nsa_dsl.relation import (
-    Absolute,
-    All,
-    Chosen,
-    Compare,
-    Condition,
-    Const,
-    Either,
-    Extreme,
-    FloorDiv,
-    Modulo,
-    Not,
-    SameDocument,
-    Scale,
-    Sum,
-    Term,
-    Truth,
-    Var,
-    disjunction,
-    symbols,
-)
+from nsa_dsl.relation import Condition, disjunction, symbols
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(batch, query head, query position, key position), integer tensors that broadcast -> whether the key is visible."""
@@ -76,55 +56,23 @@ def by_head(relation: Condition) -> bool:
 
 def print_mask(relation: Condition, n: int, heads: int, kv_heads: int) -> str:
     """The source of that function: Python on integers, or elementwise on tensors."""
-    text = _condition(relation)
-    if not symbols(relation) & {"i", "j", "h"}:
-        text = f"(j == j) & {text}"
     sizes = {"N": n, "heads": heads, "kv_heads": kv_heads}
-    known = "".join(f"    {name} = {sizes[name]}\n" for name in sorted(symbols(relation) & set(sizes)))
-    return f"def mask_mod(batch, h, i, j):\n{known}    return {text}\n"
+    names = {"i": "i", "j": "j", "h": "h", **{name: str(size) for name, size in sizes.items()}, "same_document": "True"}
+    text = print_elementwise(relation, names)
+    if not symbols(relation) & {"i", "j", "h"}:
+        text = f"(j == j) & ({text})"
+    return _MASK.format(text)
 
 
-def _term(term: Term) -> str:
-    match term:
-        case Const(value):
-            return str(value) if value >= 0 else f"({value})"
-        case Var(name):
-            return name
-        case Sum(terms):
-            return f"({' + '.join(map(_term, terms))})"
-        case Scale(factor, inner):
-            return f"({factor} * {_term(inner)})"
-        case FloorDiv(inner, divisor):
-            return f"({_term(inner)} // {divisor})"
-        case Modulo(inner, divisor):
-            return f"({_term(inner)} % {divisor})"
-        case Absolute(inner):
-            return f"abs({_term(inner)})"
-        case Extreme(kind, terms):
-            sign, text = ("+" if kind == "max" else "-"), _term(terms[0])
-            for other in map(_term, terms[1:]):
-                # Of numbers and tensors alike, which torch.minimum and min() are not.
-                text = f"(({text} + {other} {sign} abs({text} - {other})) // 2)"
-            return text
-        case _:
-            assert_never(term)
+# torch.minimum takes no numbers, and min() no tensors.
+_MASK = """def smaller(a, b):
+    return (a + b - abs(a - b)) // 2
 
 
-def _condition(condition: Condition) -> str:
-    match condition:
-        case Truth(value):
-            return str(value)
-        case Compare(op, left, right):
-            return f"({_term(left)} {op} {_term(right)})"
-        case Not(part):
-            return f"({_condition(part)} ^ True)"
-        case All(parts):
-            return f"({' & '.join(map(_condition, parts))})"
-        case Either(parts):
-            return f"({' | '.join(map(_condition, parts))})"
-        case SameDocument():
-            return "True"
-        case Chosen(choice):
-            raise Refused(f"static masks only, and {choice} is chosen by data")
-        case _:
-            assert_never(condition)
+def greater(a, b):
+    return (a + b + abs(a - b)) // 2
+
+
+def mask_mod(batch, h, i, j):
+    return {}
+"""

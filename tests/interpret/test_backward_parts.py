@@ -68,6 +68,28 @@ def test_slopes_make_the_gradient_that_is_made_without_them() -> None:
     torch.testing.assert_close(both, alone, rtol=1e-5, atol=1e-6)
 
 
+def test_a_kept_gradient_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The steps for queries leave it to the one for keys: the kernel for one query at a time runs, but touches nothing."""
+    op, case, inputs = _op(SELECTED, {})
+    module = op.module(inputs.q, case.d_v, backward=True)
+    launch, seen = module._launch, []
+
+    def watched(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
+        name = kernel.__name__
+        out = dict(zip(kernel.arg_names, arguments, strict=False)).get("out_ptr")
+        if name == "attend_selected_queries":
+            out.fill_(7.0)
+        launch(kernel, programs, *arguments, **options)
+        if name == "attend_selected_queries":
+            assert bool((out == 7.0).all())
+        seen.append(name)
+
+    monkeypatch.setattr(module, "_launch", watched)
+    refuse(check_gradients(op, case, inputs))
+    assert {"attend_selected_queries", "slopes_selected_queries"} <= set(seen)
+    assert "attend_selected_union_queries" not in seen
+
+
 @pytest.mark.parametrize("damage", ["key", "query"])
 def test_what_is_not_finite_stays_where_it_belongs(damage: str) -> None:
     op, case, inputs = _op(SELECTED, {"damage": damage, "damaged": 20}, SUM_BYTES=1, SLOPE_BYTES=20_000)
