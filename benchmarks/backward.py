@@ -12,6 +12,7 @@ One table last; everything as JSON under DIR.
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,12 +31,16 @@ FEW_HEADS = replace(USUAL, heads=4, kv_heads=2)
 REPEATED = (("nsa", "nsa"), ("asa", "global"), ("moba", "moba"), ("streaming", "streaming"))
 
 
-def check_all(only: list[str], workers: int, lengths: list[int]) -> list[Outcome]:
-    """Every example; the long lengths apart, a few at a time, for the reference's memory."""
+def check_all(only: list[str], workers: int, lengths: list[int], seconds: float) -> list[Outcome]:
+    """Every example; the long lengths apart, a few at a time, for the reference's memory. seconds: after which no pattern is begun."""
+    ends = time.monotonic() + seconds
     usual = [(tokens, USUAL) for tokens in lengths if tokens <= 2000]
     unusual = [(tokens, sizes) for sizes in UNUSUAL for tokens in ((17,) if sizes.batch > 2 else (1, 300))]
-    outcomes = run_checks(check_gradients, only, workers, usual, unusual)
-    return outcomes + run_checks(check_gradients, only, min(2, workers), [(tokens, FEW_HEADS) for tokens in lengths if tokens > 2000])
+    outcomes = run_checks(check_gradients, only, workers, usual, unusual, seconds)
+    if time.monotonic() >= ends:
+        return outcomes
+    long = [(tokens, FEW_HEADS) for tokens in lengths if tokens > 2000]
+    return outcomes + run_checks(check_gradients, only, min(2, workers), long, seconds=ends - time.monotonic())
 
 
 def main() -> int:
@@ -43,12 +48,12 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=20, help="runs that must give the same bits")
     options = parser.parse_args()
     outcomes = []
-    if not options.skip_checks:
-        outcomes += check_all(options.only, options.workers, options.lengths)
-        repeated = [each for each in REPEATED if not options.only or each[0] in options.only]
-        outcomes += [attempt(Repeats(options.repeats), *each, "bf16", 4096, USUAL) for each in repeated]
     if options.long:
         outcomes.append(attempt(check_long_gradients, "nsa", "nsa", "bf16", 65536, LONG_NSA))
+    if not options.skip_checks:
+        repeated = [each for each in REPEATED if not options.only or each[0] in options.only]
+        outcomes += [attempt(Repeats(options.repeats), *each, "bf16", 4096, USUAL) for each in repeated]
+        outcomes += check_all(options.only, options.workers, options.lengths, options.seconds)
     times = [] if options.skip_times else [*time_nsa(example("nsa", "nsa"), backward=True), *time_static()]
     return report(options.out / "backward.json", describe_machine(options.commit), outcomes, times)
 

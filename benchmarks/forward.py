@@ -24,9 +24,9 @@ def main() -> int:
     options = command_line(__doc__).parse_args()
     usual = [(tokens, USUAL) for tokens in options.lengths]
     unusual = [(tokens, sizes) for sizes in UNUSUAL for tokens in ((17,) if sizes.batch > 2 else (1, 300))]
-    outcomes = [] if options.skip_checks else run_checks(check_example, options.only, options.workers, usual, unusual)
-    if options.long:
-        outcomes.append(attempt(check_long_nsa, "nsa", "nsa", "bf16", 65536, LONG_NSA))
+    outcomes = [attempt(check_long_nsa, "nsa", "nsa", "bf16", 65536, LONG_NSA)] if options.long else []
+    if not options.skip_checks:
+        outcomes += run_checks(check_example, options.only, options.workers, usual, unusual, options.seconds)
     times = [] if options.skip_times else time_nsa(example("nsa", "nsa"), backward=False)
     return report(options.out / "forward.json", describe_machine(options.commit), outcomes, times)
 

@@ -52,13 +52,14 @@ def has_gpu(script: str) -> bool:
     return torch.cuda.is_available()
 
 
-def run_part(script: Path, arguments: Sequence[str], seconds: float) -> str | None:
-    """Run a script in a process of its own, its output shown as it comes; None if it ended well, else what happened."""
+def run_part(script: Path, arguments: Sequence[str], seconds: float, grace: float = GRACE) -> str | None:
+    """Run a script in a process of its own, its output shown as it comes; None if it ended well, else what happened. grace: seconds more
+    after which it is ended."""
     child = subprocess.Popen([sys.executable, str(script), *arguments], start_new_session=True)
     try:
-        status = child.wait(seconds + GRACE)
+        status = child.wait(seconds + grace)
     except subprocess.TimeoutExpired:
-        return f"cut off after {seconds + GRACE:.0f} s"
+        return f"cut off after {seconds + grace:.0f} s"
     finally:
         if child.poll() is None:
             os.killpg(child.pid, signal.SIGKILL)

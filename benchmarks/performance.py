@@ -1,17 +1,20 @@
 """The performance table of the README: NSA, its shapes and group sizes, static patterns and scaling, each beside its peers.
 
-    python benchmarks/performance.py [--only nsa,shapes,groups,static,scaling] [--budget SECONDS] [--out DIR] [--add FILE] [--commit HASH]
+    python benchmarks/performance.py [--only nsa,shapes,groups,static,scaling,fla] [--seconds N] [--budget SECONDS] [--out DIR]
+                                     [--add FILE] [--commit HASH]
 
-Every section runs in a process of its own, within its time. Rows are printed as they come; the tables come last, and after them every goal
-beside what was measured. Leaves DIR/performance-CARD.json, .md and, where matplotlib is installed, .png. Exit status: 0 if the kernels of
-this project were measured everywhere, 1 if not, 2 without a GPU.
+Every section runs in a process of its own, within its time, and all of them within --seconds. Rows are printed as they come, and kept: a
+section leaves them in DIR/performance-part-SECTION.json until it ends. The tables come last, and after them every goal beside what was
+measured. Leaves DIR/performance-CARD.json, .md and, where matplotlib is installed, .png. Exit status: 0 if the kernels of this project
+were measured everywhere, 1 if not, 2 without a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
-import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,12 +23,16 @@ sys.path.insert(0, str(ROOT))
 from rich.console import Console  # noqa: E402 - the checkout comes before an installed package
 
 from benchmarks.goals import goal_table  # noqa: E402
-from benchmarks.parts import card_of, command_line, has_gpu, line, names_of, read_rows, run_part  # noqa: E402
-from benchmarks.sections import BUDGETS, SECTIONS, measure  # noqa: E402
+from benchmarks.parts import GRACE, card_of, command_line, has_gpu, line, names_of, read_rows, run_part  # noqa: E402
+from benchmarks.sections import BUDGETS, SECTIONS, contenders, measure  # noqa: E402
 from nsa_dsl.bench.plot import NoMatplotlibError, draw, save  # noqa: E402
 from nsa_dsl.bench.rows import OWN, PEERS, Row, write_json  # noqa: E402
 from nsa_dsl.bench.table import kernel_table, markdown, notes, tables  # noqa: E402
 from nsa_dsl.bench.timing import describe_machine  # noqa: E402
+
+STARTED = time.monotonic()
+LEAST_SECONDS = 20.0
+"""In less a section measures nothing: half of it to start, half to end."""
 
 
 def main() -> int:
@@ -37,14 +44,15 @@ def main() -> int:
         return 0
     machine = describe_machine(given.commit)
     path = given.out / f"performance-{card_of(machine)}.json"
-    rows: list[Row] = []
-    if given.add:
-        redone = {job.case for section in given.only for job in SECTIONS[section]}
-        rows = [row for row in read_rows(given.add) if row.case not in redone]
-    with tempfile.TemporaryDirectory() as folder:
-        for section in given.only:
-            rows += _run_section(section, Path(folder) / f"{section}.json", given)
-            write_json(path, machine, rows)
+    rows = read_rows(given.add) if given.add else []
+    for section in given.only:
+        left = given.seconds - (time.monotonic() - STARTED)
+        if left < LEAST_SECONDS:
+            print(f"section {section} is left out: no time is left", flush=True)
+            continue
+        again = {(job.case, each) for job in SECTIONS[section] for each in contenders(job)}
+        rows = [row for row in rows if (row.case, row.contender) not in again] + _run_section(section, given, left)
+        write_json(path, machine, rows)
     _show(rows, machine, path)
     return 0 if all(row.forward_ms is not None and not row.refused for row in rows if row.contender == OWN) else 1
 
@@ -52,17 +60,22 @@ def main() -> int:
 def _command_line() -> argparse.Namespace:
     parser = command_line(__doc__, "section", BUDGETS)
     parser.add_argument("--peers", type=names_of(PEERS), default=list(PEERS), help=f"of {', '.join(PEERS)}; default: all")
-    parser.add_argument("--add", type=Path, metavar="FILE", help="results of an earlier run: rows of other sections are kept")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="for all sections together; default: as long as they take")
+    parser.add_argument("--add", type=Path, metavar="FILE", help="results of an earlier run: rows that are not measured again are kept")
     return parser.parse_args()
 
 
-def _run_section(section: str, part: Path, given: argparse.Namespace) -> list[Row]:
-    budget = given.budget or BUDGETS[section]
+def _run_section(section: str, given: argparse.Namespace, left: float) -> list[Row]:
+    """The rows of a section. left: seconds, after which it is ended."""
+    budget = min(given.budget or BUDGETS[section], left - LEAST_SECONDS / 2)
+    part = given.out / f"performance-part-{section}.json"
+    part.unlink(missing_ok=True)
     print(f"section {section}, {budget:.0f} s", flush=True)
     arguments = ["--only", section, "--budget", str(budget), "--part", str(part), "--peers", ",".join(given.peers)]
     arguments += ["--commit", given.commit] if given.commit else []
-    ended = run_part(Path(__file__), arguments, budget)
+    ended = run_part(Path(__file__), arguments, budget, min(GRACE, left - budget))
     rows = read_rows(part)
+    part.unlink(missing_ok=True)
     if ended is None:
         return rows
     print(f"section {section} {ended}", flush=True)

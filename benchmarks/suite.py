@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -70,26 +71,40 @@ def attempt(check: Check, file: str, name: str, dtype: str, tokens: int, sizes: 
     return Outcome(file, name, dtype, tokens, astuple(sizes), round(time.perf_counter() - begin, 2), found)
 
 
-def run_checks(check: Check, only: Sequence[str], workers: int, usual: Sequence[Case], unusual: Sequence[Case] = ()) -> list[Outcome]:
-    """Every pattern of every example in all dtypes. unusual: further cases for the examples that are enough for them."""
+def run_checks(
+    check: Check,
+    only: Sequence[str],
+    workers: int,
+    usual: Sequence[Case],
+    unusual: Sequence[Case] = (),
+    seconds: float = math.inf,
+) -> list[Outcome]:
+    """Every pattern of every example, one dtype after the other. unusual: further cases for the examples that are enough for them.
+    seconds: after which no pattern is begun."""
     tasks = [
         (check, file, name, dtype, cases)
+        for dtype in DTYPES
         for file, name in examples()
         if not only or file in only
-        for dtype in DTYPES
         for cases in (usual, *(_by_sizes(unusual) if file in WALKS else ()))
         if cases
     ]
     outcomes: list[Outcome] = []
+    ends = time.monotonic() + seconds
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(check_pattern, *task) for task in tasks]
         for done in as_completed(futures):
+            if done.cancelled():
+                continue
             outcomes += done.result()
             for each in done.result():
                 if each.found:
                     print(f"WRONG {each.example}.{each.pattern} {each.dtype} N={each.tokens} {each.sizes}: {each.found[0]}", flush=True)
             bad = sum(bool(each.found) for each in outcomes)
             print(f"checked {len(outcomes)} of {sum(len(task[4]) for task in tasks)} cases, {bad} wrong", flush=True)
+            if time.monotonic() > ends:
+                for each in futures:
+                    each.cancel()
     return sorted(outcomes, key=lambda each: (each.example, each.pattern, each.dtype, each.tokens))
 
 
@@ -105,6 +120,7 @@ def command_line(doc: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=6)
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--lengths", type=int, nargs="*", default=list(LENGTHS))
+    parser.add_argument("--seconds", type=float, default=math.inf, help="after which no further pattern is begun; default: none")
     parser.add_argument("--skip-checks", action="store_true")
     parser.add_argument("--skip-times", action="store_true")
     parser.add_argument("--long", action="store_true", help="also NSA at 65,536 tokens")

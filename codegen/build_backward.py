@@ -10,7 +10,7 @@ from nsa_dsl.codegen import contexts_backward as ctx
 from nsa_dsl.codegen.expressions import print_condition
 from nsa_dsl.lift import slot_count
 from nsa_dsl.pattern import Choice, Compress
-from nsa_dsl.relation import EMPTY, FULL, Chosen, Condition, Var, choices, conjunction, negate, rewrite, symbols
+from nsa_dsl.relation import CAUSAL, EMPTY, FULL, Chosen, Condition, Var, choices, conjunction, negate, rewrite, symbols
 from nsa_dsl.schedule import StaticStep
 from nsa_dsl.schedule_backward import ChosenKeysStep, QueriesStep, StaticKeysStep
 
@@ -96,6 +96,7 @@ def chosen_keys(step: ChosenKeysStep) -> ctx.ChosenKeys:
         tiles=-(-choice.block // step.tiles.cols),
         tile_m=step.tiles.rows,
         tile_n=step.tiles.cols,
+        causal=mask == CAUSAL and choice.every == 1 and choice.share != "head",
         mask=print_condition(mask, names, {}),
         members=tuple(_member(each, "tokens") for each in made),
     )
@@ -106,8 +107,7 @@ def slopes_queries(step: ChosenKeysStep) -> ctx.SlopesQueries:
     branch = step.attend.branch
     choice = branch.choices[step.place]
     doc = f"Branch {branch.name}: the gradient of its queries from slopes."
-    width = choice.count or 0
-    return ctx.SlopesQueries(f"slopes_{branch.name}_queries", doc, choice.block, width, max(2, 1 << (width - 1).bit_length()))
+    return ctx.SlopesQueries(f"slopes_{branch.name}_queries", doc, choice.block, choice.count or 0)
 
 
 def _member(choice: Choice, tokens: str) -> ctx.ListMember:

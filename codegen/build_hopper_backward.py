@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from nsa_dsl.codegen import build, build_backward
@@ -12,19 +13,28 @@ from nsa_dsl.schedule import StaticStep
 from nsa_dsl.schedule_backward import StaticKeysStep
 
 
-def queries(attend: StaticStep, hopper: Tiles) -> ctx.HopperQueries:
-    """The context of one branch's share of the queries' gradient."""
-    name = f"attend_{attend.branch.name}_queries_hopper"
-    plain = build.static_attend(replace(attend, tiles=hopper))
-    pair = build.static_attend(replace(attend, tiles=replace(hopper, rows=hopper.rows // 2)))
+def queries(attends: Sequence[StaticStep], hopper: Tiles) -> ctx.HopperQueries:
+    """The context of the queries' gradient of branches that are gone through one after the other, or of one."""
+    first, *others = (each.branch.name for each in attends)
+    name = "_".join((f"attend_{first}_queries", *(f"with_{each}" for each in others), "hopper"))
+    names = " and ".join((first, *others))
     return ctx.HopperQueries(
         name=name,
-        doc=f"Branch {attend.branch.name}: the gradient of its queries.",
+        doc=f"Branches {names}: the gradient of their queries." if others else f"Branch {names}: the gradient of its queries.",
         tile_n=hopper.cols,
         buffers=hopper.stages,
+        branches=tuple(_branch(each, hopper, name, f"_{place}" if others else "") for place, each in enumerate(attends)),
+    )
+
+
+def _branch(attend: StaticStep, hopper: Tiles, kernel: str, tag: str) -> ctx.HopperBranch:
+    plain = build.static_attend(replace(attend, tiles=hopper))
+    pair = build.static_attend(replace(attend, tiles=replace(hopper, rows=hopper.rows // 2)))
+    return ctx.HopperBranch(
+        tag=tag,
         mask=in_gluon(plain.mask),
-        walk=one_walk(name, plain.walks),
-        pair_walk=one_walk(f"{name}_pair", pair.walks),
+        walk=one_walk(f"{kernel}{tag}", plain.walks),
+        pair_walk=one_walk(f"{kernel}{tag}_pair", pair.walks),
     )
 
 

@@ -6,11 +6,11 @@ import math
 
 from nsa_dsl.codegen.build import SCALARS
 from nsa_dsl.codegen.contexts import LaunchValue
-from nsa_dsl.codegen.contexts_schedules import ByBlocks, OneChoice
+from nsa_dsl.codegen.contexts_schedules import ByBlocks, Combining, OneChoice
 from nsa_dsl.codegen.expressions import print_condition
 from nsa_dsl.launch import Tiles
 from nsa_dsl.relation import CAUSAL, FULL, Chosen, rewrite
-from nsa_dsl.schedule import ChosenStep
+from nsa_dsl.schedule import ChosenStep, CombineStep
 from nsa_dsl.schedule_chosen import BY_BLOCKS_GROUP, BY_BLOCKS_ROWS, PART_BYTES, PART_ROWS
 
 BY_BLOCKS = "\n".join(
@@ -22,8 +22,8 @@ BY_BLOCKS = "\n".join(
 """A module's constants where there are kernels by blocks."""
 
 
-def one_choice(step: ChosenStep, tiles: Tiles, suffix: str = "") -> OneChoice:
-    """The context of one kernel of the branch. suffix: what its name ends with."""
+def one_choice(step: ChosenStep, tiles: Tiles, suffix: str = "", combining: Combining | None = None) -> OneChoice:
+    """The context of one kernel of the branch. suffix: what its name ends with; combining: how it ends with the output, if it does."""
     branch, (choice,) = step.branch, step.branch.choices
     width = choice.count or 0
     cols = math.gcd(tiles.cols, choice.block)
@@ -42,6 +42,7 @@ def one_choice(step: ChosenStep, tiles: Tiles, suffix: str = "") -> OneChoice:
         causal=seen == CAUSAL,
         mask=print_condition(seen, {**SCALARS, "i": "tokens[:, None]", "j": "cols[None, :]"}, {}),
         mask_alone=print_condition(seen, {**SCALARS, "i": "token", "j": "cols"}, {}),
+        combining=combining,
     )
 
 
@@ -55,8 +56,21 @@ _WHAT = {
 }
 
 
-def by_blocks_host(step: ChosenStep, tiles: Tiles) -> ByBlocks:
-    """The context of the host's side of the kernels by blocks."""
+def labels(step: CombineStep) -> tuple[str, ...]:
+    """What kernels that combine call the output's branches, in the order of the gates: one may stand there several times."""
+    return tuple(f"{n}_{each.removeprefix('attend.')}" for n, each in enumerate(step.branches))
+
+
+def combining(step: CombineStep) -> Combining:
+    """How the kernels of the branch `step.within` end with the output. Raises ValueError for a step with a kernel of its own."""
+    if step.within is None or step.kind not in ("gate", "mix"):
+        raise ValueError(f"a {step.kind} of {', '.join(step.branches)} has a kernel of its own")
+    own = tuple(label for label, each in zip(labels(step), step.branches, strict=True) if each == step.within)
+    return Combining(step.kind, labels(step), own)
+
+
+def by_blocks_host(step: ChosenStep, tiles: Tiles, combines: bool) -> ByBlocks:
+    """The context of the host's side of the kernels by blocks. combines: they end with the output."""
     branch, (choice,) = step.branch, step.branch.choices
     name = f"attend_{branch.name}"
     return ByBlocks(
@@ -65,6 +79,7 @@ def by_blocks_host(step: ChosenStep, tiles: Tiles) -> ByBlocks:
         by_blocks=f"{name}_by_blocks",
         merge=f"{name}_merged",
         sink=branch.sink,
+        combines=combines,
         block=choice.block,
         width=choice.count or 0,
         rows=tiles.rows,

@@ -54,7 +54,7 @@ class StaticKeys:
 @dataclass(frozen=True, slots=True)
 class ChosenKeys:
     """attend_chosen_keys.py.j2. width: blocks a list has at most; tiles: key tiles a block; every: queries an entry of a list stands for;
-    by_head: an entry also says which head of the group."""
+    by_head: an entry also says which head of the group; causal: entries are queries, ascending, and see the keys up to their own."""
 
     name: str
     doc: str
@@ -68,19 +68,19 @@ class ChosenKeys:
     tiles: int
     tile_m: int
     tile_n: int
+    causal: bool
     mask: str
     members: tuple[ListMember, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class SlopesQueries:
-    """slopes_queries.py.j2. width: blocks a list has at most, padded_width: as a power of two."""
+    """slopes_queries.py.j2. width: blocks a list has at most."""
 
     name: str
     doc: str
     block: int
     width: int
-    padded_width: int
 
 
 @dataclass(frozen=True, slots=True)

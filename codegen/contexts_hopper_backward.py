@@ -9,17 +9,25 @@ from nsa_dsl.codegen.contexts_hopper import HopperWalk
 
 
 @dataclass(frozen=True, slots=True)
+class HopperBranch:
+    """What is a branch's own in hopper_queries.py.j2. tag: the end of its variables' names, empty if it is alone; mask: over rows by cols;
+    walk: over the key tiles of 128 rows; pair_walk: of 64 rows of two heads."""
+
+    tag: str
+    mask: str
+    walk: HopperWalk
+    pair_walk: HopperWalk
+
+
+@dataclass(frozen=True, slots=True)
 class HopperQueries:
-    """hopper_queries.py.j2. mask: over rows by cols; buffers: of the ring of keys and values; walk: over the key tiles of 128 rows;
-    pair_walk: of 64 rows of two heads."""
+    """hopper_queries.py.j2. buffers: of the ring of keys and values; branches: in the order in which they are gone through."""
 
     name: str
     doc: str
     tile_n: int
     buffers: int
-    mask: str
-    walk: HopperWalk
-    pair_walk: HopperWalk
+    branches: tuple[HopperBranch, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Combining:
+    """How a branch's kernels end with the output. branches: labels in the order of the gates; own: those of the branch itself, which may
+    count several times."""
+
+    kind: Literal["gate", "mix"]
+    branches: tuple[str, ...]
+    own: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -10,7 +21,7 @@ class OneChoice:
     """attend_alone, attend_union, attend_by_blocks, merge_parts and the queries' gradients of the first two.
 
     tile_n: keys a step; tiles: steps a block. causal: a query sees of its blocks the keys up to its own; otherwise mask says which, over
-    tokens by cols, and mask_alone over one token and its cols."""
+    tokens by cols, and mask_alone over one token and its cols. combining: how the kernel ends with the output, None where it does not."""
 
     name: str
     doc: str
@@ -25,17 +36,20 @@ class OneChoice:
     causal: bool
     mask: str
     mask_alone: str
+    combining: Combining | None
 
 
 @dataclass(frozen=True, slots=True)
 class ByBlocks:
-    """attend_by_blocks_host.py.j2. by_blocks, merge: kernels; rows, warps, stages: tiles of the first."""
+    """attend_by_blocks_host.py.j2. by_blocks, merge: kernels; rows, warps, stages: tiles of the first; combines: the second
+    ends with the output."""
 
     name: str
     doc: str
     by_blocks: str
     merge: str
     sink: bool
+    combines: bool
     block: int
     width: int
     rows: int

@@ -20,6 +20,12 @@ from nsa_dsl.version import VERSION
 SCORE_BYTES = 128 * 1024 * 1024
 """Most memory the scores of one chunk of queries may take."""
 
+_COMBINED = {
+    "gate": "The sum of sigmoid-gated branches.",
+    "mix": "Branches weighted by a softmax.",
+    "merge": "One softmax over both.",
+}
+
 _CHOOSING = ("choose", "given_scores", "given_indices")
 
 
@@ -211,20 +217,27 @@ class _Emitter:
     def _add_one_list(self, step: ChosenStep, tiles: OneListTiles) -> None:
         for name in ("load_tile", "unite_blocks"):
             self._kernels[name] = render(f"{name}.py.j2", None)
-        union = self._kernel("attend_union.py.j2", build_schedules.one_choice(step, tiles.union, "_union"))
-        values = self._attend_values(step, self._kernel("attend_alone.py.j2", build_schedules.one_choice(step, step.tiles)))
+        combine = next((each for each in self._plan.steps if isinstance(each, CombineStep) and each.within == step.node), None)
+        end = None if combine is None else build_schedules.combining(combine)
+        union = self._kernel("attend_union.py.j2", build_schedules.one_choice(step, tiles.union, "_union", end))
+        alone = build_schedules.one_choice(step, step.tiles, combining=end)
+        values = self._attend_values(step, self._kernel("attend_alone.py.j2", alone))
         by_blocks = ""
         if tiles.by_blocks is not None:
             self._kernels["invert_blocks"] = f"{build_schedules.BY_BLOCKS}\n\n\n{render('invert_blocks.py.j2', None)}"
             self._kernel("attend_by_blocks.py.j2", build_schedules.one_choice(step, tiles.by_blocks, "_by_blocks"))
-            self._kernel("merge_parts.py.j2", build_schedules.one_choice(step, tiles.by_blocks, "_merged"))
-            host = build_schedules.by_blocks_host(step, tiles.by_blocks)
+            self._kernel("merge_parts.py.j2", build_schedules.one_choice(step, tiles.by_blocks, "_merged", end))
+            host = build_schedules.by_blocks_host(step, tiles.by_blocks, combine is not None)
             self._functions[host.name] = render("attend_by_blocks_host.py.j2", host)
             by_blocks = f"{host.name}_in_parts"
         values |= build_schedules.launch(step, tiles.union, union)
+        note, others = f"Branch {step.branch.name}.", list[str]()
+        if combine is not None:
+            note = f"Branch {step.branch.name}, and at its end the output. {_COMBINED[combine.kind]}"
+            others = [*(variable(each) for each in combine.branches if each != step.node), "gates"]
         self._launch(
-            "one_list", f"Branch {step.branch.name}.", variable(step.node), **values, list=f"chosen_{step.branch.choices[0].name}",
-            by_blocks=by_blocks, wild=self._wild(variable(step.values)),
+            "one_list", note, variable(step.node), **values, list=f"chosen_{step.branch.choices[0].name}",
+            by_blocks=by_blocks, wild=self._wild(variable(step.values)), combining=", ".join(others),
         )  # fmt: skip
 
     def _add_choose(self, step: ChooseStep) -> None:
@@ -266,18 +279,19 @@ class _Emitter:
         if step.kind == "single":
             self._result = variable(step.branches[0])
             return
-        names = tuple(each.removeprefix("attend.") for each in step.branches)
-        labels = tuple(f"{n}_{each}" for n, each in enumerate(names))
-        doc = {"gate": "The sum of sigmoid-gated branches.", "mix": "Branches weighted by a softmax.", "merge": "One softmax over both."}[
-            step.kind
-        ]
-        kernel = self._kernel("combine.py.j2", ctx.Combine("combine", doc, step.kind, labels, 32))
+        self._result = "out"
+        names = [each.removeprefix("attend.") for each in step.branches]
+        aliases = tuple((own, name) for own, name in zip(self._plan.pattern.output.branches, names, strict=True) if own != name)
+        if step.within is not None:
+            if aliases:
+                self._launch("alias", "Branches that an equal one computes.", "", aliases=aliases)
+            return
+        doc = _COMBINED[step.kind]
+        kernel = self._kernel("combine.py.j2", ctx.Combine("combine", doc, step.kind, build_schedules.labels(step), 32))
         self._launch(
-            "combine", doc, "out", kernel=kernel, tile=32, branches=", ".join(variable(each) for each in step.branches),
-            aliases=tuple((own, name) for own, name in zip(self._plan.pattern.output.branches, names, strict=True) if own != name),
+            "combine", doc, "out", kernel=kernel, tile=32, branches=", ".join(variable(each) for each in step.branches), aliases=aliases,
             merged_lse=step.kind == "merge", lses=", ".join(variable(each, "lse") for each in step.branches),
         )  # fmt: skip
-        self._result = "out"
 
 
 def variable(node: str, prefix: str = "branch") -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, assert_never
 
 from nsa_dsl.codegen import build, build_backward, build_gradient, build_hopper_backward, build_schedules
@@ -12,7 +13,7 @@ from nsa_dsl.codegen.emit import quoted, render, render_module, settings, title
 from nsa_dsl.launch import Tiles
 from nsa_dsl.pattern import Branch
 from nsa_dsl.relation import symbols
-from nsa_dsl.schedule import ChosenStep, OneListTiles
+from nsa_dsl.schedule import AttendStep, ChosenStep, OneListTiles, StaticStep
 from nsa_dsl.schedule_backward import (
     BackwardPlan,
     BackwardStep,
@@ -34,7 +35,7 @@ every query chose is shared by many programs."""
 KEPT_ITEM_ROWS = 4096
 """The same, where slopes are kept and a launch takes some of the queries only."""
 
-SLOPE_BYTES = 512 * 1024 * 1024
+SLOPE_BYTES = 256 * 1024 * 1024
 """Most memory that kept slopes may take."""
 
 SUM_BYTES = 512 * 1024 * 1024
@@ -92,8 +93,11 @@ class _BackwardEmitter:
                     "sinks", f"Sinks of {branch}.", f"sinks.{branch}", (f"sinks.{branch}",), sink=f'sinks["{branch}"]',
                     folded_lse=f"folded_lse_{branch}", folded_delta=f"folded_delta_{branch}",
                 )  # fmt: skip
-            case QueriesStep():
-                self._add_queries(step)
+            case QueriesStep(attend):
+                if isinstance(attend, ChosenStep):
+                    self._add_chosen_queries(step, attend)
+                elif not step.joined:
+                    self._add_static_queries((attend, *step.others), step.hopper)
             case StaticKeysStep():
                 self._add_static_keys(step)
             case ChosenKeysStep():
@@ -174,33 +178,54 @@ class _BackwardEmitter:
             "fresh": not added or out != partial,
         }
 
-    def _add_queries(self, step: QueriesStep) -> None:
-        attend = step.attend
+    def _query_values(self, attend: AttendStep) -> dict[str, ctx.LaunchValue]:
         stores = self._stores("q", "q.dtype")
-        out = str(stores.pop("out"))
-        values = {**self._row_values(attend.branch, attend.keys, attend.values), **stores, "splits": self._splits}
-        if isinstance(attend, ChosenStep) and attend.one_list is not None:
+        return {**self._row_values(attend.branch, attend.keys, attend.values), **stores, "splits": self._splits}
+
+    def _add_static_queries(self, attends: Sequence[StaticStep], hopper: Tiles | None) -> None:
+        """One Gluon kernel for all branches, if there is one, then the plain kernel of each."""
+        kernels = [self._kernel("attend_static_queries.py.j2", build_backward.queries(QueriesStep(each, hopper))) for each in attends]
+        values = [self._query_values(each) for each in attends]
+        if hopper is not None:
+            self._add_hopper_queries(attends, hopper, values)
+        for attend, kernel, each in zip(attends, kernels, values, strict=True):
+            self._launch(
+                "static_queries", f"Queries of {attend.branch.name}.", str(each.pop("out")), ("q",), **each, kernel=kernel,
+                hopper=hopper is not None, tile_m=attend.tiles.rows, warps=attend.tiles.warps, stages=attend.tiles.stages,
+            )  # fmt: skip
+
+    def _add_hopper_queries(self, attends: Sequence[StaticStep], tiles: Tiles, values: Sequence[dict[str, ctx.LaunchValue]]) -> None:
+        """A launch that adds to what the first of some plain launches adds to, and stores what the last of them stores. values: of those
+        launches, which learn what flag to look at, and what is there already."""
+        self._kernels["hopper_backward"] = render("hopper_backward.py.j2", None)
+        out, add = str(values[-1]["out"]), values[0]["add"]
+        same = [each for each in values if each["out"] == out]
+        kernel = self._kernel("hopper_queries.py.j2", build_hopper_backward.queries(attends, tiles))
+        for each in values:
+            each["wild"] = self._wild(str(each["keys"]), str(each["values"]))
+        self._launch(
+            "hopper_queries", f"Queries of {' and '.join(each.branch.name for each in attends)}, on Hopper.", out, ("q",), kernel=kernel,
+            memories=tuple((str(each["keys"]), str(each["values"])) for each in values),
+            facts=tuple((str(each["folded_lse"]), str(each["folded_delta"])) for each in values),
+            partial=values[0]["partial"] if add else out, add=add, fresh=any(each["fresh"] for each in same), dtype=values[-1]["dtype"],
+            splits=self._splits, scale=values[0]["scale"], wild="wild", rows=tiles.rows, cols=tiles.cols, warps=tiles.warps,
+            dim_qk=self._plan.shape.dim_qk, dim_v=self._plan.shape.dim_v,
+        )  # fmt: skip
+        for each in same:
+            each["fresh"] = False
+
+    def _add_chosen_queries(self, step: QueriesStep, attend: ChosenStep) -> None:
+        values = self._query_values(attend)
+        out = str(values.pop("out"))
+        if attend.one_list is not None:
             self._add_one_list_queries(attend, attend.one_list, out, values)
             return
-        context = build_backward.queries(step)
-        if isinstance(attend, ChosenStep):
-            kernel = self._kernel("attend_chosen_queries.py.j2", context)
-            values |= {"lists": _lists(each.name for each in attend.branch.choices), "run": attend.run, "per_head": attend.per_head}
-        else:
-            kernel = self._kernel("attend_static_queries.py.j2", context)
-            fast = None if step.hopper is None else build_hopper_backward.queries(attend, step.hopper)
-            values |= {"tile_m": attend.tiles.rows, **self._beside("hopper_queries.py.j2", fast, step.hopper, values)}
-        kind = "chosen_queries" if isinstance(attend, ChosenStep) else "static_queries"
         self._launch(
-            kind,
-            f"Queries of {attend.branch.name}.",
-            out,
-            ("q",),
-            **values,
-            kernel=kernel,
-            warps=attend.tiles.warps,
-            stages=attend.tiles.stages,
-        )
+            "chosen_queries", f"Queries of {attend.branch.name}.", out, ("q",), **values,
+            kernel=self._kernel("attend_chosen_queries.py.j2", build_backward.queries(step)),
+            lists=_lists(each.name for each in attend.branch.choices), run=attend.run, per_head=attend.per_head,
+            warps=attend.tiles.warps, stages=attend.tiles.stages,
+        )  # fmt: skip
 
     def _add_one_list_queries(self, step: ChosenStep, tiles: OneListTiles, out: str, values: dict[str, ctx.LaunchValue]) -> None:
         for name in ("load_tile", "unite_blocks"):

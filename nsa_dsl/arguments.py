@@ -235,11 +235,10 @@ def _check_tensor(
     dtype: torch.dtype | None = None,
     floating: bool | None = None,
 ) -> None:
-    wanted = f"expected {axes} = {shape}"
     if not isinstance(tensor, torch.Tensor):
-        raise ArgumentError(f"{label}: {wanted}, got {_describe(tensor)}")
-    if tuple(tensor.shape) != shape:
-        raise ArgumentError(f"{label}: {wanted}, got {tuple(tensor.shape)}")
+        raise ArgumentError(f"{label}: expected {axes} = {shape}, got {_describe(tensor)}")
+    if tensor.shape != shape:
+        raise ArgumentError(f"{label}: expected {axes} = {shape}, got {tuple(tensor.shape)}")
     if tensor.device != q.device:
         raise ArgumentError(f"{label}: expected device {q.device} like q, got {tensor.device}")
     if dtype is not None and tensor.dtype != dtype:

@@ -49,12 +49,15 @@ def find(key: str) -> Kernels:
 
 
 @torch.library.custom_op(
-    "nsa_dsl::attend", mutates_args=(), schema="(str key, Tensor[] tensors, int[] places, float? scale, bool validate) -> Tensor[]"
+    "nsa_dsl::attend",
+    mutates_args=(),
+    schema="(str key, Tensor[] tensors, int[] places, float? scale, bool validate, bool keep) -> Tensor[]",
 )
-def attend(key: str, tensors: Sequence[Tensor], places: Sequence[int], scale: float | None, validate: bool) -> list[Tensor]:
+def attend(key: str, tensors: Sequence[Tensor], places: Sequence[int], scale: float | None, validate: bool, keep: bool) -> list[Tensor]:
     """A call of the pattern: the tensors of `Signature.outputs`, in that order.
 
-    validate: refuse chosen blocks out of range (waits for the device). Raises ArgumentError for one.
+    validate: refuse chosen blocks out of range (waits for the device). keep: also return what only backward reads and takes memory, the
+    branches' outputs; without, they are left out. Raises ArgumentError for a block out of range.
     """
     kernels = find(key)
     signature, given = kernels.signature, named(kernels.signature, tensors, places)
@@ -62,9 +65,9 @@ def attend(key: str, tensors: Sequence[Tensor], places: Sequence[int], scale: fl
         arguments = group(given.items())
         check_blocks(kernels.pattern, sizes(given).tokens, arguments.get("indices"), arguments.get("choices"))
     if given["q"].numel() == 0:
-        return placeholders(signature, given)
-    made = _run(kernels, given, scale, only_choices=False)
-    return [made[name] for name in signature.outputs]
+        return placeholders(signature, given, keep)
+    made = _run(kernels, given, scale, keep=keep)
+    return [made[name] for name in signature.returned(keep)]
 
 
 @torch.library.custom_op(
@@ -130,9 +133,16 @@ def choose(key: str, tensors: Sequence[Tensor], places: Sequence[int], scale: fl
 
 
 @attend.register_fake
-def _attend_fake(key: str, tensors: Sequence[Tensor], places: Sequence[int], scale: float | None, validate: bool) -> list[Tensor]:  # noqa: ARG001
+def _attend_fake(
+    key: str,
+    tensors: Sequence[Tensor],
+    places: Sequence[int],
+    scale: float | None,  # noqa: ARG001
+    validate: bool,  # noqa: ARG001
+    keep: bool,
+) -> list[Tensor]:
     signature = find(key).signature
-    return placeholders(signature, named(signature, tensors, places))
+    return placeholders(signature, named(signature, tensors, places), keep)
 
 
 @attend_backward.register_fake
@@ -158,8 +168,10 @@ def _choose_fake(key: str, tensors: Sequence[Tensor], places: Sequence[int], sca
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    ctx.key, tensors, ctx.places, ctx.scale, _ = inputs
+    ctx.key, tensors, ctx.places, ctx.scale, _, keep = inputs
     signature = find(ctx.key).signature
+    if not keep:
+        raise ValueError("nsa_dsl::attend keeps nothing for backward with keep=False: pass True where a gradient is wanted")
     ctx.kept = [n for n, place in enumerate(ctx.places) if signature.inputs[place] in signature.read_backward]
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1 + len(signature.lses) :])
@@ -177,7 +189,7 @@ def _gradients(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
         tensors, saved = list(both[: len(places)]), list(both[len(places) :])
         found = attend_backward(ctx.key, tensors, places, saved, [grads[n] for n in given], given, wanted, ctx.scale)
         made = dict(zip(wanted, found, strict=True))
-    return None, [made.get(place) for place in ctx.places], None, None, None
+    return None, [made.get(place) for place in ctx.places], None, None, None, None
 
 
 def _refuse_second_derivative(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
@@ -197,6 +209,7 @@ def _attend_flops(
     places: Sequence[int],
     scale: float | None,  # noqa: ARG001
     validate: bool,  # noqa: ARG001
+    keep: bool,
     *,
     out_val: Sequence[Tensor],
 ) -> int:
@@ -204,7 +217,7 @@ def _attend_flops(
     from nsa_dsl.flops import forward_flops
 
     signature = find(key).signature
-    given, made = named(signature, tensors, places), group(zip(signature.outputs, out_val, strict=True))
+    given, made = named(signature, tensors, places), group(zip(signature.returned(keep), out_val, strict=True))
     return forward_flops(signature, sizes(given), made.get("chosen", {}), given.get("cu_seqlens"))
 
 
@@ -238,14 +251,16 @@ def _register_flops() -> None:
         register_flop_formula(operator, get_raw=True)(formula)
 
 
-def _run(kernels: Kernels, given: Mapping[str, Tensor], scale: float | None, *, only_choices: bool) -> dict[str, Tensor]:
+def _run(
+    kernels: Kernels, given: Mapping[str, Tensor], scale: float | None, *, only_choices: bool = False, keep: bool = False
+) -> dict[str, Tensor]:
     """What a generated `run` makes, by the names of `Signature.outputs`."""
     arguments = group(given.items())
     q = arguments["q"]
     arguments["documents"] = _documents(kernels.signature, arguments.pop("cu_seqlens", None), q)
     with _device_of(q):
         run = kernels.module(q, first(arguments["v"]).shape[3], kv_heads=first(arguments["k"]).shape[1]).run
-        out, lse, chosen, slots, branches = run(**arguments, scale=scale, only_choices=only_choices)
+        out, lse, chosen, slots, branches = run(**arguments, scale=scale, only_choices=only_choices, keep=keep)
     pairs = ((f"slots.{name}.{part}", each) for name, pair in slots.items() for part, each in zip(("keys", "values"), pair, strict=True))
     return {
         "out": out,

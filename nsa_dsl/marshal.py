@@ -92,14 +92,14 @@ def sizes(given: Mapping[str, Tensor]) -> Shape:
     return Shape(batch, heads, k.shape[1], tokens, dim_qk, v.shape[3])
 
 
-def placeholders(signature: Signature, given: Mapping[str, Tensor]) -> list[Tensor]:
-    """Tensors with the shapes and types of `Signature.outputs`: zeros, and -1 for blocks. Sizes may be symbolic."""
+def placeholders(signature: Signature, given: Mapping[str, Tensor], keep: bool) -> list[Tensor]:
+    """Tensors with the shapes and types of `Signature.returned`: zeros, and -1 for blocks. Sizes may be symbolic."""
     shape, q = sizes(given), given["q"]
     rows = (shape.batch, shape.heads, shape.tokens)
     memories = {part: pair.memory for pair in signature.made_slots for part in pair.parts()}
     choices = {f"chosen.{each.name}": each for each in signature.chosen}
     made: list[Tensor] = []
-    for name in signature.outputs:
+    for name in signature.returned(keep):
         match name.partition(".")[0]:
             case "out" | "branch":
                 made.append(q.new_zeros((*rows, shape.dim_v)))

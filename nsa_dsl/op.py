@@ -14,6 +14,7 @@ import torch
 
 from nsa_dsl import custom_op
 from nsa_dsl.arguments import DTYPES, Arguments, PerBranch, check_arguments
+from nsa_dsl.compressors import split_blocks
 from nsa_dsl.execute import load_module
 from nsa_dsl.launch import LaunchShape, Pin
 from nsa_dsl.marshal import flatten
@@ -100,7 +101,8 @@ class AttentionOp:
         """
         arguments = Arguments(gates, weights, compressors, scores, indices, choices, cu_seqlens, sinks)
         tensors, places = self._flat(q, k, v, arguments, gated=True)
-        made: list[torch.Tensor] = custom_op.attend(self._key, tensors, places, scale, validate)
+        keep = torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
+        made: list[torch.Tensor] = custom_op.attend(self._key, tensors, places, scale, validate, keep)
         if not return_lse:
             return made[0]
         lse = dict(zip(self.signature.lses, made[1:], strict=False))
@@ -232,10 +234,7 @@ def _cast(tensors: PerBranch, dtype: torch.dtype) -> Any:
 
 def _make_slots(memory: Compress, k: torch.Tensor, v: torch.Tensor, module: Callable[..., Slots]) -> Slots:
     """What a module makes of each block, in k's and v's dtypes. k, v: (batch, kv_heads, tokens, d)."""
-    if k.shape[2] >= memory.block:
-        k_blocks, v_blocks = (each.unfold(2, memory.block, memory.stride).transpose(3, 4) for each in (k, v))
-    else:
-        k_blocks, v_blocks = (each[:, :, :0, None].expand(-1, -1, -1, memory.block, -1) for each in (k, v))
+    k_blocks, v_blocks = (split_blocks(each, memory.block, memory.stride) for each in (k, v))
     k_slots, v_slots = module(k_blocks, v_blocks)
     return k_slots.to(k.dtype).contiguous(), v_slots.to(v.dtype).contiguous()
 

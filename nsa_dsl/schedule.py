@@ -7,7 +7,7 @@ the card, so one pattern has one plan per launch shape. Nothing here knows Trito
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, assert_never
 
 from nsa_dsl.graph import (
@@ -131,10 +131,12 @@ class ChooseStep:
 
 @dataclass(frozen=True, slots=True)
 class CombineStep:
-    """The output from its branches. branches: nodes in the order of the gates."""
+    """The output from its branches. branches: nodes in the order of the gates; within: the branch whose kernels do this at their end, None
+    where there is a kernel for it."""
 
     kind: Literal["gate", "mix", "merge", "single"]
     branches: tuple[str, ...]
+    within: str | None = None
 
 
 AttendStep: TypeAlias = StaticStep | ChosenStep
@@ -153,7 +155,20 @@ class Plan:
 def plan_graph(pattern: Pattern, graph: BlockGraph, shape: LaunchShape) -> Plan:
     """The plan of a graph that has been through the passes. Raises NotSupported for a construct that has no kernel yet."""
     steps = (_plan_node(graph, name, graph.node(name), shape) for name in graph.order())
-    return Plan(pattern, shape, tuple(each for each in steps if each is not None))
+    return Plan(pattern, shape, _combine_at_the_end(graph, tuple(each for each in steps if each is not None)))
+
+
+def _combine_at_the_end(graph: BlockGraph, steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    """Put the last branch of one list that nothing else waits for before the output, whose other branches are then there: its kernels
+    combine them with the rows that they have at hand, which saves a pass through memory."""
+    combine = steps[-1]
+    if not isinstance(combine, CombineStep) or combine.kind not in ("gate", "mix"):
+        return steps
+    awaited = {producer for producer, consumer in graph.edges if not isinstance(graph.node(consumer), CombineNode | OutputNode)}
+    ends = [each for each in steps if isinstance(each, ChosenStep) and each.one_list is not None and each.node not in awaited]
+    if not ends:
+        return steps
+    return (*(each for each in steps[:-1] if each is not ends[-1]), ends[-1], replace(combine, within=ends[-1].node))
 
 
 def _plan_node(graph: BlockGraph, name: str, node: Node, shape: LaunchShape) -> Step | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, assert_never
 
@@ -15,7 +16,7 @@ from nsa_dsl.graph import (
     Part,
     QueryGradNode,
 )
-from nsa_dsl.launch import CARDS, LaunchShape, Tiles, first_that_fits, hopper_tiles, on_hopper, plain_tiles, tile_override
+from nsa_dsl.launch import CARDS, LaunchShape, Tiles, first_that_fits, hopper_tiles, on_hopper, pinned, plain_tiles, tile_override
 from nsa_dsl.pattern import Branch, Compress, Pattern
 from nsa_dsl.relation import EMPTY, Chosen, Condition, conjunction, rewrite, transposed
 from nsa_dsl.schedule import (
@@ -48,10 +49,13 @@ class SinksStep:
 @dataclass(frozen=True, slots=True)
 class QueriesStep:
     """One branch's share of the queries' gradient. attend: the branch as its forward runs, with tiles of this pass; hopper: tiles of
-    this pass's Gluon kernel beside the plain one, None where there is none."""
+    this pass's Gluon kernel beside the plain one, None where there is none; others: branches of the steps that follow, whose work this
+    step's Gluon kernel does, too; joined: this is one of those steps."""
 
     attend: AttendStep
     hopper: Tiles | None = None
+    others: tuple[StaticStep, ...] = ()
+    joined: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +110,27 @@ def plan_backward(pattern: Pattern, graph: BlockGraph, shape: LaunchShape) -> Ba
     """The plan of a differentiated graph. Raises NotSupported for a construct that has no kernel yet."""
     steps = (step for name in graph.order() for step in _plan_node(graph, name, graph.node(name), shape))
     # Queries' gradients first, those of one list last among them: a step for keys that keeps slopes adds to what the others have stored.
-    return BackwardPlan(pattern, shape, tuple(sorted(steps, key=_turn)))
+    return BackwardPlan(pattern, shape, _join(sorted(steps, key=_turn), shape))
+
+
+def _join(steps: Iterable[BackwardStep], shape: LaunchShape) -> tuple[BackwardStep, ...]:
+    """The steps, those next to each other joined whose Gluon kernels may be one: then queries and the output's gradient are read once,
+    and the sum is stored once. A kernel whose tiles nobody decided takes those of the first."""
+    made: list[BackwardStep] = []
+    first = 0
+    for each in steps:
+        step = each
+        match made[first:], step:
+            case (
+                [QueriesStep(StaticStep(branch=one), Tiles() as tiles) as lead, *_],
+                QueriesStep(StaticStep(branch=other) as attend, Tiles() as own),
+            ) if one.scale == other.scale and (own == tiles or pinned(shape, f"attend_{other.name}_queries") is None):
+                made[first] = replace(lead, others=(*lead.others, attend))
+                step = replace(step, hopper=tiles, joined=True)
+            case _:
+                first = len(made)
+        made.append(step)
+    return tuple(made)
 
 
 def _turn(step: BackwardStep) -> int:
@@ -238,5 +262,5 @@ def list_tiles(shape: LaunchShape, block: int) -> Tiles:
 
 def slope_tiles(shape: LaunchShape, block: int) -> Tiles:
     """Tiles of the queries' gradient from the slopes of chosen blocks of `block` keys: few operations a block, so many loads in flight."""
-    ladder = tuple(Tiles(16, block, 2, stages) for stages in (5, 3, 2, 1)) if shape.element_bytes == 2 else (Tiles(16, block, 8, 1),)
+    ladder = tuple(Tiles(64, block, 4, stages) for stages in (6, 5, 3, 2, 1)) if shape.element_bytes == 2 else (Tiles(64, block, 8, 1),)
     return first_that_fits(ladder, shape, shape.padded[0] + 16, 0)

@@ -61,6 +61,10 @@ class Signature:
         slots = tuple(part for pair in self.made_slots for part in pair.parts())
         return ("out", *(f"lse.{each}" for each in self.lses), *branches, *slots, *(f"chosen.{each.name}" for each in self.chosen))
 
+    def returned(self, keep: bool) -> tuple[str, ...]:
+        """Those of `outputs` that a call returns. keep: whether backward is to read what it needs of them."""
+        return tuple(name for name in self.outputs if keep or not name.startswith("branch."))
+
     @property
     def saved(self) -> tuple[str, ...]:
         """Those of `outputs` that backward reads."""

@@ -46,6 +46,7 @@ class _Dense:
         indices: Any = None,
         choices: Any = None,
         only_choices: bool = False,
+        keep: bool = True,  # noqa: ARG002
         **rest: Any,
     ) -> Any:
         pattern, options = self._over_slots(rest)

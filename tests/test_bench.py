@@ -23,8 +23,8 @@ from nsa_dsl.bench.contender import Case, Prepared, Refused
 from nsa_dsl.bench.fla import Nsa, as_nsa, prepare_fla
 from nsa_dsl.bench.inputs import draw_blocks, make_inputs, mean_union
 from nsa_dsl.bench.masks import make_mask, one_softmax
-from nsa_dsl.bench.rows import OWN, Products, Row, tflops
-from nsa_dsl.bench.run import measure, reason
+from nsa_dsl.bench.rows import OWN, Products, Row, Settings, tflops
+from nsa_dsl.bench.run import Measured, measure, reason, run
 from nsa_dsl.bench.timing import launches
 from nsa_dsl.cli import main
 from nsa_dsl.flops import visible_pairs
@@ -199,9 +199,29 @@ def test_given_blocks_agree_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert mean_union(lists["random"][:, :1]) == pytest.approx(sum(by_hand) / len(by_hand))
 
 
+def test_dense_attention_is_measured_once_for_all_patterns_that_look_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = list[str]()
+
+    def measure(row: Row, prepared: object, *, backward: bool) -> Row:  # noqa: ARG001
+        measured.append(row.case)
+        return replace(row, forward_ms=2.0, note="every key")
+
+    monkeypatch.setattr("nsa_dsl.bench.run.make_case", lambda *_: (None, None))
+    monkeypatch.setattr("nsa_dsl.bench.run._prepare", lambda *_: None)
+    monkeypatch.setattr("nsa_dsl.bench.run.measure", measure)
+    seen = Measured()
+    settings = Settings((64,), peers=("cudnn",), own=False)
+    patterns = [example("sliding_window", "sliding_window", w=4), example("causal", "causal"), example("longformer", "longformer")]
+    rows = [row for each in patterns for row in run(each, settings, dense=seen)]
+    rows += run(patterns[0], replace(settings, heads=32), dense=seen)
+    assert measured == ["sliding_window", "longformer", "sliding_window"]
+    assert [(row.case, row.pattern, row.forward_ms) for row in rows[:2]] == [("sliding_window",) * 2 + (2.0,), ("causal",) * 2 + (2.0,)]
+    assert ["measured once" in row.note for row in rows] == [False, True, False, False]
+
+
 def test_measuring_keeps_what_was_measured_before_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("median_ms", "peak_bytes"):
-        monkeypatch.setattr(f"nsa_dsl.bench.run.{name}", lambda call: (call(), 2**30)[1])
+        monkeypatch.setattr(f"nsa_dsl.bench.run.{name}", lambda call, **_: (call(), 2**30)[1])
     leaf = torch.ones(3, requires_grad=True)
     fine = Prepared(lambda: leaf * 2, (leaf,), torch.ones(3), Products(10, 4, 4))
     row = measure(Row("a", "b", 3, OWN), fine, backward=True)

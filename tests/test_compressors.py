@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nsa_dsl import reference
-from nsa_dsl.compressors import MLPCompressor, PositionWeights, make_modules
+from nsa_dsl.compressors import MLPCompressor, PositionWeights, make_modules, split_blocks
 from nsa_dsl.pattern import Compress
 
 
@@ -33,6 +33,52 @@ def test_an_mlp_sees_the_order_inside_a_block() -> None:
     torch.manual_seed(0)
     module, blocks = MLPCompressor(4, 6), torch.randn(1, 1, 1, 4, 6)
     assert not torch.allclose(module(blocks, blocks)[0], module(blocks.flip(-2), blocks)[0])
+
+
+def test_an_mlp_adds_its_positions_to_the_blocks_that_it_maps() -> None:
+    torch.manual_seed(0)
+    mlp = MLPCompressor(5, 4).double().k
+    tokens = torch.randn(2, 3, 17, 4, dtype=torch.float64, requires_grad=True)
+    leaves = (tokens, *mlp.parameters())
+    rows = (tokens.unfold(2, 5, 3).transpose(3, 4) + mlp.position).flatten(-2)
+    expected = mlp.contract(torch.nn.functional.gelu(mlp.expand(rows)))
+    found = mlp(split_blocks(tokens, 5, 3))
+    torch.testing.assert_close(found, expected)
+    firsts = (torch.autograd.grad(out.square().sum(), leaves, create_graph=True) for out in (found, expected))
+    for each, wanted in zip(*firsts, strict=True):
+        torch.testing.assert_close(each, wanted)
+        seconds = (torch.autograd.grad(grad.square().sum(), leaves, retain_graph=True) for grad in (each, wanted))
+        for second, wanted_second in zip(*seconds, strict=True):
+            torch.testing.assert_close(second, wanted_second)
+
+
+def test_an_mlp_keeps_no_copy_of_its_blocks_for_backward() -> None:
+    mlp, kept = MLPCompressor(32, 8, hidden=4).k, list[int]()
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.untyped_storage().nbytes())
+        return tensor
+
+    tokens = torch.randn(1, 2, 400, 8, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        mlp(split_blocks(tokens, 32, 16))
+    assert max(kept) == tokens.untyped_storage().nbytes()
+
+
+@pytest.mark.parametrize(("block", "stride", "tokens"), [(32, 16, 160), (32, 32, 70), (32, 24, 101), (5, 3, 23), (3, 5, 19), (8, 4, 7)])
+def test_blocks_and_their_gradient_are_those_of_unfold(block: int, stride: int, tokens: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, tokens, 4, dtype=torch.float64, requires_grad=True)
+    slots = max(0, (tokens - block) // stride + 1)
+    blocks, weights = split_blocks(x, block, stride), torch.randn(2, 3, slots, block, 4, dtype=torch.float64)
+    assert blocks.shape == weights.shape
+    grad = torch.autograd.grad(blocks, x, weights)[0]
+    if slots:
+        unfolded = x.unfold(2, block, stride).transpose(3, 4)
+        assert torch.equal(blocks, unfolded)
+        torch.testing.assert_close(grad, torch.autograd.grad(unfolded, x, weights)[0])
+    else:
+        assert not grad.any()
 
 
 def test_the_reference_applies_a_module_slot_by_slot() -> None:

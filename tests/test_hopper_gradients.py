@@ -11,7 +11,7 @@ import torch
 from nsa_dsl import reference
 from nsa_dsl.compiler import compile_backward
 from nsa_dsl.execute import load_module
-from nsa_dsl.launch import LaunchShape
+from nsa_dsl.launch import LaunchShape, Pin, Tiles
 from nsa_dsl.loader import load_spec
 from nsa_dsl.pattern import Pattern
 from tests.gluon_on_cpu import launch_hopper, tensors
@@ -33,8 +33,8 @@ CASES = [
 
 
 def stand_in(wild: int) -> Callable[..., None]:
-    """For `_launch`: of the plain kernels it does what rows_backward would for one plain branch, and lets find_wild find `wild`; the
-    others are not run."""
+    """For `_launch`: of the plain kernels it does what rows_backward would for one plain branch or gated ones, and lets find_wild find
+    `wild`; the others are not run."""
 
     def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
         if kernel.is_gluon():
@@ -42,10 +42,12 @@ def stand_in(wild: int) -> Callable[..., None]:
             return
         given = dict(zip(kernel.arg_names, arguments, strict=False))
         if kernel.__name__ == "rows_backward":
-            delta = (given["grad_out_ptr"].float() * given["out_output_ptr"].float()).sum(-1)
-            lse = given["lse_output_ptr"]
-            given["folded_delta_output_ptr"].copy_(delta)
-            given["folded_lse_output_ptr"].copy_(torch.where(lse == -torch.inf, torch.inf, lse * LOG2E))
+            branches = [each[4:-4] for each in given if each.startswith("out_")]
+            for place, branch in enumerate(branches):
+                weight = given["gates_ptr"][..., place].sigmoid() if "gates_ptr" in given else torch.ones(())
+                lse = given[f"lse_{branch}_ptr"]
+                given[f"folded_delta_{branch}_ptr"].copy_((given["grad_out_ptr"].float() * given[f"out_{branch}_ptr"].float()).sum(-1))
+                given[f"folded_lse_{branch}_ptr"].copy_(torch.where(lse == -torch.inf, torch.inf, lse * LOG2E - weight.log2()))
         if "wild_ptr" in given and wild:
             given["wild_ptr"].fill_(1)
 
@@ -98,3 +100,101 @@ def test_wild_stores_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = tensors(*[(1, 1, 130, 64)] * 3)
     found, _ = gradients(pattern, q, k, v, wild=1)
     assert all((each == 7).all() for each in found.values())
+
+
+SLOTS, NEAR, ALL, APART = "attend(s, causal)", "attend(tokens, window(100))", "attend(tokens, full)", "attend(tokens, causal, scale = 0.3)"
+
+JOINED = [
+    ((SLOTS, NEAR), 2, 215, 4, 2),
+    ((NEAR, SLOTS), 1, 70, 1, 1),
+    ((SLOTS, NEAR), 1, 5, 2, 1),
+    ((SLOTS, NEAR, APART), 1, 260, 2, 1),
+    ((APART, NEAR, SLOTS), 1, 150, 3, 3),
+    ((SLOTS, ALL, NEAR), 1, 150, 2, 1),
+]
+"""Branches, batch, tokens, query and KV heads: walks of different lengths, one without keys, and a branch before or after that is apart."""
+
+
+def gated(branches: tuple[str, ...]) -> Pattern:
+    """Branches b0, b1, ... over tokens or slots."""
+    names = [f"b{place}" for place in range(len(branches))]
+    lines = "\n".join(("s = compress(block = 8, stride = 4, by = mlp)", *map(" = ".join, zip(names, branches, strict=True))))
+    return load_spec(f"pattern p {{ {lines}\n output gate({', '.join(names)}) }}").pattern("p")
+
+
+def query_gradient(
+    pattern: Pattern, batch: int, tokens: int, heads: int, kv_heads: int, launch: Callable[..., None]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the Gluon kernels, and of the reference. launch: for `_launch`."""
+    slot = (batch, kv_heads, max(0, (tokens - 8) // 4 + 1), 64)
+    q, k, v, *slots = tensors((batch, heads, tokens, 64), *[(batch, kv_heads, tokens, 64)] * 2, slot, slot)
+    gates = torch.randn(batch, heads, tokens, len(pattern.branches), generator=torch.Generator().manual_seed(5))
+    leaf = q.double().requires_grad_()
+
+    def attend(logits: torch.Tensor) -> Any:
+        made: Any = {"s": lambda *_: tuple(each.double() for each in slots)}
+        return reference.attend(pattern, leaf, k.double(), v.double(), gates=logits.double(), compressors=made, return_lse=True)
+
+    out, lse = attend(gates)
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(3)).to(q.dtype)
+    (expected,) = torch.autograd.grad(out, leaf, grad.double())
+    # A branch alone: its gate open, the others shut.
+    alone = {each: attend(torch.full_like(gates, -1e4).index_fill(3, torch.tensor(n), 1e4))[0] for n, each in enumerate(lse)}
+    outs = {name: each.detach().to(q.dtype) for name, each in alone.items()}
+    module = vars(load_module(compile_backward(pattern, LaunchShape(64, 64, "fp16", "sm_90")), "hopper"))
+    module.update(_launch=launch, _launch_hopper=launch_hopper, _on_hopper=lambda *_: True, hold_tile=lambda tile: tile)
+    options = {"gates": gates, "slots": {"s": tuple(slots)}, "wanted": ("q",)}
+    lses = {name: each.detach().float() for name, each in lse.items()}
+    found = module["run_backward"](grad, {}, q, k, v, outs, lses, **options)["q"]
+    assert found.dtype == q.dtype
+    return found, expected
+
+
+@pytest.mark.parametrize(("branches", "batch", "tokens", "heads", "kv_heads"), JOINED)
+def test_joined(branches: tuple[str, ...], batch: int, tokens: int, heads: int, kv_heads: int) -> None:
+    """Several branches by one kernel: every one has its own keys, mask and row facts, and the sum is stored once."""
+    found, expected = query_gradient(gated(branches), batch, tokens, heads, kv_heads, stand_in(0))
+    check({"q": found}, {"q": expected})
+
+
+def test_joined_wild(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a number is not finite, the plain kernels of all joined branches make the sum, each adding to the one before."""
+    monkeypatch.setattr(torch, "empty", lambda *size, **options: torch.full(size[0] if isinstance(size[0], tuple) else size, 7, **options))
+    launch, plain = stand_in(1), list[dict[str, Any]]()
+
+    def noting(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
+        if kernel.__name__.endswith("_queries"):
+            plain.append(constants | dict(zip(kernel.arg_names, arguments, strict=False)))
+        launch(kernel, programs, *arguments, **constants)
+
+    found, _ = query_gradient(gated((SLOTS, NEAR)), 1, 70, 2, 1, noting)
+    assert (found == 7).all()
+    one, other = plain
+    assert (one["ADD"], other["ADD"], one["BESIDE"], other["BESIDE"]) == (False, True, True, True)
+    assert one["out_ptr"].dtype == torch.float32
+    assert one["out_ptr"] is other["partial_ptr"]
+    assert other["out_ptr"] is found
+
+
+WIDE, NARROW = Pin(Tiles(128, 128, 8, 3), True), Pin(Tiles(128, 64, 8, 3), True)
+
+
+@pytest.mark.parametrize(
+    ("branches", "pins", "cols"),
+    [
+        ((SLOTS, NEAR), {}, 128),
+        ((SLOTS, NEAR), {"b0": NARROW}, 64),
+        ((SLOTS, NEAR), {"b0": NARROW, "b1": NARROW}, 64),
+        ((SLOTS, NEAR), {"b0": NARROW, "b1": WIDE}, None),
+        ((SLOTS, NEAR), {"b1": NARROW}, None),
+        ((SLOTS, NEAR), {"b0": Pin(Tiles(64, 64, 4, 2), False)}, None),
+        ((SLOTS, APART), {}, None),
+    ],
+)
+def test_what_is_joined(branches: tuple[str, ...], pins: dict[str, Pin], cols: int | None) -> None:
+    """Branches of one scale, whose tiles nobody decided to be different."""
+    named = tuple((f"attend_{name}_queries", pin) for name, pin in pins.items())
+    source = compile_backward(gated(branches), LaunchShape(64, 64, "fp16", "sm_90", pins=named))
+    joined = source.partition("def attend_b0_queries_with_b1_hopper(")[2].partition("TILE_N: gl.constexpr = ")[2]
+    assert joined.partition("\n")[0] == ("" if cols is None else str(cols))
+    assert ("def attend_b1_queries_hopper(" in source) is (cols is None)

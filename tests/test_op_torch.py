@@ -42,7 +42,7 @@ def assert_same(one: dict[str, Tensor | None], other: dict[str, Tensor | None]) 
 def test_opcheck_of_other_outputs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     op, _ = dense_op(parse(TEXTS[name]), monkeypatch)
     tensors, places = flat(op, inputs_of(op.pattern, tokens=12)[0])
-    torch.library.opcheck(custom_op.attend, (op._key, tensors, places, 0.3, True))
+    torch.library.opcheck(custom_op.attend, (op._key, tensors, places, 0.3, True, True))
     if op.signature.choices:
         torch.library.opcheck(custom_op.choose, (op._key, tensors, places, 0.3))
 
@@ -53,7 +53,7 @@ def test_opcheck_of_the_backward(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     inputs, places = flat(op, inputs_of(op.pattern, tokens=12)[0])
     signature = op.signature
     with torch.no_grad():
-        outputs = custom_op.attend(op._key, inputs, places, None, False)
+        outputs = custom_op.attend(op._key, inputs, places, None, False, True)
     read = [n for n, place in enumerate(places) if signature.inputs[place] in signature.read_backward]
     wanted = [places[n] for n in read if signature.inputs[places[n]] in signature.differentiable]
     saved, grads = outputs[len(outputs) - len(signature.saved) :], outputs[: 1 + len(signature.lses)]
@@ -72,7 +72,7 @@ def test_opcheck_of_the_backward(name: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_an_unknown_key_is_refused() -> None:
     with pytest.raises(RuntimeError, match="no pattern is registered as 'nobody' in this process"):
-        custom_op.attend("nobody", [torch.zeros(1)], [0], None, False)
+        custom_op.attend("nobody", [torch.zeros(1)], [0], None, False, False)
 
 
 # -- autograd -----------------------------------------------------------------------------------------------------------------

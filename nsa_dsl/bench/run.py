@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import gc
 import time
+import types
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TypeAlias
 
 import torch
 
 from nsa_dsl.arguments import Shape
+from nsa_dsl.bench.compilers import Compilers
 from nsa_dsl.bench.contender import Case, Prepared, Refused
 from nsa_dsl.bench.fla import prepare_fla
 from nsa_dsl.bench.inputs import make_inputs, mean_union, token_major
@@ -28,15 +31,32 @@ from nsa_dsl.verify.inputs import TYPES, Inputs
 
 SPENT = "left out: the budget was spent"
 
+PATIENCE = 0.5
+"""Seconds of runs that a median is taken of, if they are enough: 10 runs of up to 50 ms, 5 of 100, 3 of more than 150."""
+
+Measured: TypeAlias = dict[tuple[object, ...], Row]
+"""Rows of dense attention by all that their numbers depend on, which is neither the choices nor the pattern."""
+
+ONCE = "measured once for every case of its shape"
+
 
 def run(
-    pattern: Pattern, settings: Settings, *, case: str | None = None, started: float | None = None, device: str = "cuda"
+    pattern: Pattern,
+    settings: Settings,
+    *,
+    case: str | None = None,
+    started: float | None = None,
+    compilers: Compilers | None = None,
+    dense: Measured | None = None,
+    device: str = "cuda",
 ) -> Iterator[Row]:
     """Measure a pattern's op, then its peers, at every length; rows as they come.
 
     case: what to call it (default: the pattern's name). started: when the budget began to run, by `time.perf_counter` (default: now).
-    The budget is looked at before each measurement; one that runs is not interrupted.
+    The budget is looked at before each measurement; one that runs is not interrupted. compilers: who compiles the op's kernels (default:
+    this process). dense: rows of earlier calls, that are given again instead of measured again; new ones are added.
     """
+    known = {} if dense is None else dense
     begin = time.perf_counter() if started is None else started
     op, causal = AttentionOp(pattern), _is_causal(pattern)
     chooses = bool(op.signature.choices)
@@ -46,12 +66,18 @@ def run(
         problem: Case | None = None
         for name in names:
             row = replace(blank, contender=name, choices=settings.sharing if chooses and name not in DENSE else "")
+            alike = (name, replace(settings, lengths=(), sharing="random", peers=(), own=True, budget=None), tokens, causal)
+            if alike in known:
+                yield replace(
+                    known[alike], **{each: getattr(row, each) for each in ("case", "pattern", "parameters")}, note=_again(known[alike])
+                )
+                continue
             if settings.budget is not None and time.perf_counter() - begin > settings.budget:
                 yield replace(row, refused=SPENT)
                 continue
             try:
                 if problem is None:
-                    problem, union = make_case(op, settings, tokens, causal, device)
+                    problem, union = make_case(op, settings, tokens, causal, device, compilers)
                 if name == OWN:
                     row = replace(row, union=union)
                 row = measure(row, _prepare(problem, op, name), backward=settings.backward)
@@ -60,9 +86,16 @@ def run(
             except Exception as error:  # a contender that fails is a line of the table
                 row = replace(row, refused=reason(error))
             clean()
+            if name in DENSE and not row.refused:
+                known[alike] = row
             yield row
         del problem
         clean()
+
+
+def _again(row: Row) -> str:
+    """The note of a row that is given again."""
+    return row.note if row.note.endswith(ONCE) else f"{row.note}; {ONCE}"
 
 
 def clean() -> None:
@@ -91,10 +124,13 @@ def _is_causal(pattern: Pattern) -> bool:
         return False
 
 
-def make_case(op: AttentionOp, settings: Settings, tokens: int, causal: bool, device: str) -> tuple[Case, float | None]:
+def make_case(
+    op: AttentionOp, settings: Settings, tokens: int, causal: bool, device: str, compilers: Compilers | None = None
+) -> tuple[Case, float | None]:
     """The problem at one length, and how many blocks four neighbouring queries choose together (None without a choice).
 
     Peers do not wait for the pattern's own kernels to work: where those that choose fail, pairs and union stay unknown.
+    compilers: who compiles them.
     """
     shape = Shape(1, settings.heads, settings.kv_heads, tokens, settings.dim_qk, settings.dim_v)
     dtype = TYPES[settings.dtype]
@@ -103,12 +139,21 @@ def make_case(op: AttentionOp, settings: Settings, tokens: int, causal: bool, de
     cotangent = token_major((1, settings.heads, tokens, settings.dim_v), dtype, generator)
     blank = Case(op.pattern, shape, inputs, cotangent, causal, None)
     try:
+        if compilers is not None:
+            for module in modules_of(op, inputs, shape, settings.backward):
+                compilers.take_over(module, op.pattern.name)
         chosen = choose(op, inputs)
     except Exception:  # its own row says what failed, when it runs the same kernels
         return blank, None
     pairs = sum(visible_pairs(each, shape, chosen, None) for each in op.signature.computed)
     union = mean_union(next(iter(chosen.values()))) if chosen else None
     return replace(blank, products=Products(pairs, shape.dim_qk, shape.dim_v)), union
+
+
+def modules_of(op: AttentionOp, inputs: Inputs, shape: Shape, backward: bool) -> list[types.ModuleType]:
+    """The generated modules of a call, forward first. backward: and of its gradients."""
+    passes = (False, True) if backward else (False,)
+    return [op.module(inputs.q, shape.dim_v, kv_heads=shape.kv_heads, backward=each) for each in passes]
 
 
 def choose(op: AttentionOp, inputs: Inputs) -> dict[str, torch.Tensor]:
@@ -139,7 +184,7 @@ def measure(row: Row, prepared: Prepared, *, backward: bool) -> Row:
     with torch.no_grad():
         prepared.forward()
         memory = peak_bytes(prepared.forward)
-        ms = median_ms(prepared.forward)
+        ms = median_ms(prepared.forward, patience=PATIENCE)
     work = prepared.products
     row = replace(row, forward_ms=ms, forward_gib=memory / 2**30, forward_tflops=tflops(work.forward if work else None, ms))
     if not backward:
@@ -148,7 +193,7 @@ def measure(row: Row, prepared: Prepared, *, backward: bool) -> Row:
         prepared.both()
         memory = peak_bytes(prepared.both)
         out = prepared.forward()
-        ms = median_ms(lambda: torch.autograd.grad(out, prepared.leaves, prepared.cotangent, retain_graph=True))
+        ms = median_ms(lambda: torch.autograd.grad(out, prepared.leaves, prepared.cotangent, retain_graph=True), patience=PATIENCE)
     except Exception as error:  # as in `run`
         return replace(row, refused=f"backward: {reason(error)}")
     return replace(row, backward_ms=ms, both_gib=memory / 2**30, backward_tflops=tflops(work.backward if work else None, ms))
@@ -159,8 +204,7 @@ def _with_kernels(row: Row, case: Case, op: AttentionOp, backward: bool) -> Row:
     if row.refused:
         return row
     prepared = prepare_own(case, op)
-    passes = (False, True) if backward else (False,)
-    modules = [op.module(case.inputs.q, case.shape.dim_v, kv_heads=case.shape.kv_heads, backward=each) for each in passes]
+    modules = modules_of(op, case.inputs, case.shape, backward)
     try:
         with torch.set_grad_enabled(backward):
             return replace(row, kernels=time_kernels(modules, prepared.both if backward else prepared.forward))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import statistics
 import subprocess
-import time
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -52,23 +51,27 @@ def _git_head() -> str | None:
 def median_ms(call: Callable[[], Any], runs: int = RUNS, patience: float = PATIENCE) -> float:
     """Median time of a call in milliseconds. Every run starts with a cold L2; the first two are not counted.
 
-    patience: seconds after which fewer runs than asked for will do.
+    Runs follow each other without waiting, so that the CPU is ahead of the card as far as the calls let it (as in training, and as
+    triton.testing.do_bench measures). patience: seconds after which fewer runs than asked for will do.
     """
     flush = torch.empty(L2_BYTES, dtype=torch.int8, device="cuda")
-    times: list[float] = []
-    started = time.perf_counter()
-    for turn in range(runs + 2):
+    first = _timed(call, flush, 2)[-1]
+    wanted = max(LEAST_RUNS, min(runs, int(patience * 1000 / max(first, 1e-3))))
+    return statistics.median(_timed(call, flush, wanted))
+
+
+def _timed(call: Callable[[], Any], flush: torch.Tensor, runs: int) -> list[float]:
+    """Milliseconds of each of these runs."""
+    marks = []
+    for _ in range(runs):
         flush.zero_()
         begin, end = _events()
         begin.record()
         call()
         end.record()
-        end.synchronize()
-        if turn >= 2:
-            times.append(begin.elapsed_time(end))
-        if len(times) >= LEAST_RUNS and time.perf_counter() - started > patience:
-            break
-    return statistics.median(times)
+        marks.append((begin, end))
+    torch.cuda.synchronize()
+    return [begin.elapsed_time(end) for begin, end in marks]
 
 
 def peak_bytes(call: Callable[[], Any]) -> int:

@@ -10,14 +10,14 @@ import typer
 from nsa_dsl.cli.calls import Dim, DimV, DtypeOption, Heads, KvHeads, parse_lengths, require_gpu, require_groups, tiles_text
 from nsa_dsl.cli.compile import Dtype, sources_of
 from nsa_dsl.cli.inputs import File, PatternName, Settings, the_patterns
-from nsa_dsl.cli.outcome import UserError, busy, for_each_file, write_whole
+from nsa_dsl.cli.outcome import PATIENCE, UserError, for_each_file, write_whole
 
 if TYPE_CHECKING:
     from nsa_dsl.arguments import Shape
     from nsa_dsl.launch import Pin
     from nsa_dsl.pattern import Pattern
     from nsa_dsl.tuned.table import Table
-    from nsa_dsl.tuning.tune import Tuned
+    from nsa_dsl.tuning.tune import Progress, Tuned
 
 
 def tune(
@@ -71,20 +71,22 @@ def _tune_pattern(pattern: Pattern, shapes: list[Shape], dtype: Dtype, budget: f
     from nsa_dsl.launch import LaunchShape
     from nsa_dsl.tuning.tune import tune_pattern
 
-    # Every candidate is compiled: the bar says so, not a line for each.
+    # Every candidate is compiled: no line for each.
     logging.getLogger("nsa_dsl").setLevel(logging.WARNING)
     reports: list[Tuned] = []
-    started = time.monotonic()
-    with busy(f"tuning {pattern.name}", 100) as advance:
+    said = time.monotonic()
+    typer.echo(f"tuning {pattern.name} within {budget:.0f} s ...", err=True)
 
-        def progress(done: int, total: int) -> None:
-            # Whichever ends it first: the budget, or the candidates of the lengths that are left.
-            tried = (len(reports) + done / max(1, total)) / len(shapes)
-            advance(round(100 * min(1.0, max(tried, (time.monotonic() - started) / budget))))
+    def progress(now: Progress) -> None:
+        nonlocal said
+        if now.done in (0, now.planned) or time.monotonic() - said >= PATIENCE:
+            said = time.monotonic()
+            where = f"{pattern.name}, {now.tokens} tokens"
+            typer.echo(f"{where}: {now.done} of {now.planned} candidates, at most {now.seconds:.0f} s left", err=True)
 
-        table = tune_pattern(
-            pattern, shapes, LaunchShape(dtype=dtype.value), budget=budget, backward=backward, report=reports.append, progress=progress
-        )
+    table = tune_pattern(
+        pattern, shapes, LaunchShape(dtype=dtype.value), budget=budget, backward=backward, report=reports.append, progress=progress
+    )
     for each in reports:
         _print(each)
     typer.echo(f"{len(table.entries)} entries of {pattern.name} kept for {table.card}")

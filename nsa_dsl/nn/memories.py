@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from nsa_dsl.compressors import split_blocks
 from nsa_dsl.nn.rotary import rotate
 from nsa_dsl.pattern import Compress, Pattern
 
@@ -29,6 +30,6 @@ class PreRotary(nn.Module):
         """As MLPCompressor.forward."""
         count, block, stride = k_blocks.shape[2], self.memory.block, self.memory.stride
         if self.k is not None and count:
-            k_blocks = self.k.to(k_blocks.dtype).unfold(2, block, stride).transpose(3, 4)
+            k_blocks = split_blocks(self.k.to(k_blocks.dtype), block, stride)
         k_slots, v_slots = self.compressor(k_blocks, v_blocks)
         return rotate(k_slots, self.positions[..., ::stride][..., :count], self.base), v_slots

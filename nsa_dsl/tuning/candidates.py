@@ -1,4 +1,4 @@
-"""What may be tried for each kernel: the neighbours of the schedule's own tiles that fit the card, the most promising first."""
+"""What may be tried for each kernel: the neighbours of the schedule's own tiles that fit the card, the nearest first."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal, TypeAlias, assert_never
 
+from nsa_dsl.cost import Model, order_candidates
 from nsa_dsl.launch import CARDS, LaunchShape, Pin, Tiles
 from nsa_dsl.lower import lower
 from nsa_dsl.passes import run_passes
@@ -14,17 +15,29 @@ from nsa_dsl.passes.differentiate import differentiate
 from nsa_dsl.pattern import Choice, GivenIndices, GivenScores, Pattern
 from nsa_dsl.schedule import ChooseStep, ChosenStep, Plan, StaticStep, plan_graph
 from nsa_dsl.schedule_backward import BackwardPlan, ChosenKeysStep, QueriesStep, StaticKeysStep, plan_backward
+from nsa_dsl.work import Kernel
 
 Stay: TypeAlias = Literal["rows", "cols"]
 
+MOST = 8
+"""Candidates of one kernel that are worth a card's time: about as many as there are neighbours a step away."""
+
+_PLAIN = 2
+"""How many of them are plain where the default is a Gluon kernel, which a plain one seldom beats."""
+
 _MOST_REGISTERS = 180
 """Accumulators and scores that a thread may hold; more spill for sure, since operands and addresses come on top."""
+
+_BARRIERS = 1024
+"""Bytes of shared memory for a Gluon kernel's barriers, and what aligning its buffers costs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stand:
     """How a kernel runs by default. plain: its tiles; hopper: those of the Gluon kernel beside it; stay: the side that a program keeps;
-    accumulated: features of the sums that it keeps for each row, or col, that stays; most_cols: more cols than this are never full."""
+    accumulated: features of the sums that it keeps for each row, or col, that stays; most_cols: more cols than this are never full;
+    gradient: whether it computes gradients; joined: where a Gluon kernel does several kernels' work, the one that it is timed as and
+    whose tiles it takes."""
 
     kernel: str
     plain: Tiles
@@ -33,6 +46,8 @@ class Stand:
     accumulated: int
     most_cols: int = 256
     fixed_rows: bool = False
+    gradient: bool = False
+    joined: str = ""
 
     @property
     def pin(self) -> Pin:
@@ -67,41 +82,53 @@ def _forward_stands(plan: Plan, shape: LaunchShape) -> Iterator[Stand]:
 
 def _backward_stands(plan: BackwardPlan, shape: LaunchShape) -> Iterator[Stand]:
     pad_qk, pad_v = shape.padded
+    first = ""
     for step in plan.steps:
         match step:
             case QueriesStep(attend=StaticStep() as attend):
-                yield Stand(f"attend_{attend.branch.name}_queries", attend.tiles, step.hopper, "rows", pad_qk)
+                name = f"attend_{attend.branch.name}_queries"
+                if not step.joined:
+                    first = name if step.others else ""
+                yield Stand(name, attend.tiles, step.hopper, "rows", pad_qk, gradient=True, joined=first)
             case QueriesStep(attend=ChosenStep() as attend):
                 name, block = f"attend_{attend.branch.name}", _largest_block(attend.branch.choices)
-                yield Stand(f"{name}_queries", attend.tiles, None, "rows", pad_qk, block, fixed_rows=True)
+                yield Stand(f"{name}_queries", attend.tiles, None, "rows", pad_qk, block, fixed_rows=True, gradient=True)
                 if attend.one_list is not None:
-                    yield Stand(f"{name}_union_queries", attend.one_list.union_queries, None, "rows", pad_qk, block)
+                    yield Stand(f"{name}_union_queries", attend.one_list.union_queries, None, "rows", pad_qk, block, gradient=True)
             case StaticKeysStep(branch=branch):
-                yield Stand(f"attend_{branch.name}_keys", step.tiles, step.hopper, "cols", pad_qk + pad_v)
+                yield Stand(f"attend_{branch.name}_keys", step.tiles, step.hopper, "cols", pad_qk + pad_v, gradient=True)
             case ChosenKeysStep(attend=attend, place=place):
                 choice = attend.branch.choices[place]
-                yield Stand(f"chosen_keys_{choice.name}", step.tiles, None, "cols", pad_qk + pad_v, max(16, choice.block))
+                yield Stand(f"chosen_keys_{choice.name}", step.tiles, None, "cols", pad_qk + pad_v, max(16, choice.block), gradient=True)
 
 
 def _largest_block(choices: tuple[Choice, ...]) -> int:
     return max(16, *(each.block for each in choices))
 
 
-def candidates(stand: Stand, shape: LaunchShape) -> tuple[Pin, ...]:
-    """What to try instead of the default, the nearest first."""
+def candidates(stand: Stand, shape: LaunchShape, kernel: Kernel | None = None, model: Model | None = None) -> tuple[Pin, ...]:
+    """What to try instead of the default: the nearest MOST, the nearest first. kernel, model: the work, and what is known of the card;
+    with both, those as near as each other are tried in the order of what is expected of them. What is joined stays so: the time of a part
+    alone says nothing."""
+    if stand.joined not in ("", stand.kernel):
+        return ()
     found: dict[Pin, int] = {}
     if stand.hopper is not None:
         for tiles in _variants(stand.hopper, stand, warps=(stand.hopper.warps,), one_side=True):
             # A ring of one place would wait for itself.
-            if tiles.stages > 1 and _fits(tiles, stand.stay, shape):
+            if tiles.stages > 1 and hopper_bytes(tiles, stand, shape) <= CARDS[shape.card].shared_memory:
                 found[Pin(tiles, True)] = _distance(tiles, stand.hopper)
     off = None if stand.hopper is None else False
     for tiles in _variants(stand.plain, stand, warps=(stand.plain.warps // 2, stand.plain.warps, stand.plain.warps * 2)):
         if _fits(tiles, stand.stay, shape) and _registers(tiles, stand) <= _MOST_REGISTERS:
-            # Where a Gluon kernel stands beside it, the plain one is the stranger choice.
-            found[Pin(tiles, off)] = _distance(tiles, stand.plain) + (4 if stand.hopper is not None else 0)
+            found[Pin(tiles, off)] = _distance(tiles, stand.plain)
     found.pop(stand.pin, None)
-    return tuple(sorted(found, key=lambda each: found[each]))
+    ordered = tuple(found) if kernel is None or model is None else order_candidates(kernel, tuple(found), model)
+    ordered = tuple(sorted(ordered, key=lambda each: found[each]))
+    if stand.hopper is None:
+        return ordered[:MOST]
+    gluon, plain = (tuple(each for each in ordered if bool(each.hopper) == wanted) for wanted in (True, False))
+    return gluon[:MOST] if stand.joined else (*gluon[: MOST - _PLAIN], *plain[:_PLAIN])
 
 
 def _variants(tiles: Tiles, stand: Stand, warps: tuple[int, ...], one_side: bool = False) -> Iterator[Tiles]:
@@ -130,6 +157,26 @@ def _fits(tiles: Tiles, stay: Stay, shape: LaunchShape) -> bool:
     dims = sum(shape.padded)
     moving, staying = (tiles.cols, tiles.rows) if stay == "rows" else (tiles.rows, tiles.cols)
     return (tiles.stages * moving + staying) * dims * shape.element_bytes <= CARDS[shape.card].shared_memory
+
+
+def hopper_bytes(tiles: Tiles, stand: Stand, shape: LaunchShape) -> int:
+    """Shared memory of a Gluon kernel for Hopper, as its template allocates it, in bytes and at most _BARRIERS more than it takes."""
+    dim_qk, dim_v = shape.dim_qk, shape.dim_v
+    dims = dim_qk + dim_v
+    match stand.stay, stand.gradient:
+        case "rows", False:
+            # Two heads share their keys, unless features beyond 128, which have buffers of their own, leave no room; outputs leave through
+            # the queries' place if they are as wide.
+            rows = tiles.rows * (2 if dim_qk <= 128 else 1)
+            numbers = rows * (dim_qk if min(dim_qk, 128) == dim_v else dims) + tiles.stages * tiles.cols * dims
+            extra = 0
+        case "rows", True:
+            # The sums, in float32, are turned over on their way out.
+            numbers, extra = (tiles.rows + tiles.stages * tiles.cols) * dims, 4 * tiles.rows * dim_qk
+        case _:
+            # With every row come its log-sum-exp and its delta.
+            numbers, extra = (tiles.cols + tiles.stages * tiles.rows) * dims, 4 * 2 * tiles.stages * tiles.rows
+    return numbers * shape.element_bytes + extra + _BARRIERS
 
 
 def _registers(tiles: Tiles, stand: Stand) -> int:

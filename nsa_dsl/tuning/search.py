@@ -1,4 +1,4 @@
-"""The search: all kernels try a candidate each at the same time, so that one compilation and one call measure one of every kernel."""
+"""The search: all kernels try a candidate each at the same time, so that one call measures one of every kernel."""
 
 from __future__ import annotations
 
@@ -12,20 +12,42 @@ from nsa_dsl.launch import Pin
 GAIN = 0.97
 """A candidate replaces the default if it takes at most this share of its time: less is noise."""
 
-_LEAST_MS = 0.005
-"""Kernels that take less are not worth a candidate."""
+LEAST_SHARE = 0.02
+"""Kernels that take a smaller part of the whole keep their tiles: nothing is to be had there, and those that look whether they are needed
+and leave would be judged by how they leave."""
+
+AHEAD = 4
+"""Rounds whose candidates are compiled together."""
+
+QUICK_RUNS, SURE_RUNS = 3, 9
+"""Calls that a time is the median of: a candidate's first one, and those that decide."""
 
 Pins: TypeAlias = Mapping[str, Pin]
 
 
+class KernelFailed(Exception):  # noqa: N818 - reads as a statement where it is raised
+    """One kernel could not be launched; str() says why."""
+
+    def __init__(self, kernel: str, why: str) -> None:
+        """kernel: by the name that candidates are listed by."""
+        super().__init__(why)
+        self.kernel = kernel
+
+
 class Bench(Protocol):
-    """What the search needs of a card. Both calls may raise whatever a kernel raises that does not compile or does not run."""
+    """What the search needs of a card. Its calls may raise whatever a kernel raises that does not compile or does not run, as KernelFailed
+    where it is known which one it was. check_seconds: what a thorough check takes, or less."""
 
-    def problems(self, pins: Pins) -> list[str]:
-        """What is wrong with results and gradients under these pins; nothing if they may be used."""
+    check_seconds: float
 
-    def times(self, pins: Pins) -> dict[str, float]:
-        """Milliseconds of each kernel under these pins, those that did not run left out."""
+    def prepare(self, turns: Sequence[Pins]) -> None:
+        """Compile what calls under each of these pins will launch. Raises nothing."""
+
+    def problems(self, pins: Pins, *, thorough: bool = False) -> list[str]:
+        """What is wrong with results and gradients under these pins, by a short call; thorough: by all means there are."""
+
+    def times(self, pins: Pins, runs: int) -> dict[str, float]:
+        """Milliseconds of each kernel under these pins, those that did not run left out: medians of so many calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,33 +74,55 @@ def search(
     candidates: Mapping[str, Sequence[Pin]],
     *,
     budget: float,
-    progress: Callable[[int], None] = lambda _: None,
+    progress: Callable[[int, int], None] = lambda _, __: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Outcome:
     """The best of the candidates of each kernel, in their order, as far as `budget` seconds go.
 
-    No candidate is timed before results and gradients under it were found right, and what wins is checked once more together. A round
-    whose failure cannot be assigned is halved until it can. progress: called with how many candidates are done.
+    No candidate is timed before a short call under it gave the default's results and gradients; what wins is checked thoroughly, together,
+    and timed once more. A round whose failure cannot be assigned is halved until it can. progress: called with how many candidates are
+    done, and how many are planned.
     """
     deadline = clock() + budget
-    default = bench.times({})
-    left = {name: list(each) for name, each in candidates.items() if default.get(name, 0.0) > _LEAST_MS}
+    default = bench.times({}, SURE_RUNS)
+    worth = LEAST_SHARE * sum(default.values())
+    left = {name: each for name, each in candidates.items() if each and default.get(name, 0.0) > worth}
     outcome = Outcome({name: Found(None, ms, ms) for name, ms in default.items()}, of=sum(map(len, left.values())))
-    longest = 0.0
-    while any(left.values()) and clock() + longest <= deadline:
+    turns = [{name: each[at] for name, each in left.items() if at < len(each)} for at in range(max(map(len, left.values()), default=0))]
+    progress(0, outcome.of)
+    round_seconds = compiling_seconds = 0.0
+    for at, turn in enumerate(turns):
+        # What wins needs a check and a round of its own, at the end.
+        if clock() + 2 * round_seconds + bench.check_seconds + (compiling_seconds if at % AHEAD == 0 else 0.0) > deadline:
+            break
         started = clock()
-        turn = {name: each.pop(0) for name, each in left.items() if each}
+        if at % AHEAD == 0:
+            bench.prepare(turns[at : at + AHEAD])
+            compiling_seconds = clock() - started
+            started = clock()
         _try(bench, turn, outcome, deadline, clock)
-        longest = max(longest, clock() - started)
-        progress(outcome.tried + len(outcome.refused))
-    _confirm(bench, outcome)
+        round_seconds = max(round_seconds, clock() - started)
+        progress(outcome.tried + len(outcome.refused), outcome.of)
+    _confirm(bench, outcome, deadline, clock)
     return outcome
 
 
 def _try(bench: Bench, turn: Pins, outcome: Outcome, deadline: float, clock: Callable[[], float]) -> None:
-    """Measure one candidate of each kernel; where something is wrong, each half of them alone."""
-    problem, times = _measure(bench, turn)
-    if problem is None:
+    """Measure one candidate of each kernel; without those that are known to fail, and where that is not known, each half of them alone."""
+    try:
+        wrong = bench.problems(turn)
+        times = {} if wrong else bench.times(turn, QUICK_RUNS)
+    except KernelFailed as failed:
+        if failed.kernel in turn:
+            outcome.refused.append((failed.kernel, turn[failed.kernel], str(failed)))
+            rest = {name: pin for name, pin in turn.items() if name != failed.kernel}
+            if rest and clock() < deadline:
+                _try(bench, rest, outcome, deadline, clock)
+            return
+        wrong = [f"{failed.kernel}: {failed}"]
+    except Exception as error:  # whatever a candidate raises is a reason not to use it
+        wrong = [described(error)]
+    if not wrong:
         for name, pin in turn.items():
             best = outcome.found[name]
             outcome.tried += 1
@@ -86,7 +130,7 @@ def _try(bench: Bench, turn: Pins, outcome: Outcome, deadline: float, clock: Cal
                 outcome.found[name] = Found(pin, times[name], best.default_ms)
     elif len(turn) == 1:
         ((name, pin),) = turn.items()
-        outcome.refused.append((name, pin, problem))
+        outcome.refused.append((name, pin, "; ".join(wrong[:3])))
     else:
         names = list(turn)
         for half in (names[: len(names) // 2], names[len(names) // 2 :]):
@@ -94,28 +138,59 @@ def _try(bench: Bench, turn: Pins, outcome: Outcome, deadline: float, clock: Cal
                 _try(bench, {name: turn[name] for name in half}, outcome, deadline, clock)
 
 
-def _measure(bench: Bench, pins: Pins) -> tuple[str | None, dict[str, float]]:
-    """What is wrong, or the times."""
-    try:
-        wrong = bench.problems(pins)
-        return ("; ".join(wrong[:3]), {}) if wrong else (None, bench.times(pins))
-    except Exception as error:  # whatever a candidate raises is a reason not to use it
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}", {}
+def described(error: Exception) -> str:
+    """An exception in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"
 
 
-def _confirm(bench: Bench, outcome: Outcome) -> None:
+def _confirm(bench: Bench, outcome: Outcome, deadline: float, clock: Callable[[], float]) -> None:
     """Keep what wins by more than noise, if all of it together is right, and faster once more."""
     for name, each in outcome.found.items():
         if each.pin is not None and each.ms > GAIN * each.default_ms:
             outcome.found[name] = Found(None, each.default_ms, each.default_ms)
     winners = {name: each.pin for name, each in outcome.found.items() if each.pin is not None}
-    if not winners:
-        return
-    problem, times = _measure(bench, winners)
+    right, times = _right_together(bench, winners, outcome, lambda: clock() < deadline)
     for name, pin in winners.items():
         best = outcome.found[name]
-        if problem is not None or times.get(name, best.ms) > GAIN * best.default_ms:
-            outcome.found[name] = Found(None, best.default_ms, best.default_ms)
-            outcome.refused.append((name, pin, problem or "the gain was noise"))
-        else:
+        if name in right and times.get(name, best.ms) <= GAIN * best.default_ms:
             outcome.found[name] = Found(pin, times.get(name, best.ms), best.default_ms)
+        else:
+            outcome.found[name] = Found(None, best.default_ms, best.default_ms)
+            if name in right:
+                outcome.refused.append((name, pin, "the gain was noise"))
+
+
+def _right_together(bench: Bench, winners: Pins, outcome: Outcome, in_time: Callable[[], bool]) -> tuple[Pins, dict[str, float]]:
+    """Those that hold a thorough check, and their times: all of them, or else those that hold it alone, as far as there is time to ask, if
+    these do so together."""
+    if not winners:
+        return {}, {}
+    problem, times = _measure_thoroughly(bench, winners)
+    if problem is None:
+        return winners, times
+    alone = dict.fromkeys(winners, problem)
+    right: dict[str, Pin] = {}
+    for name, pin in winners.items():
+        if len(winners) > 1 and in_time():
+            own, _ = _measure_thoroughly(bench, {name: pin})
+            if own is None:
+                right[name] = pin
+            else:
+                alone[name] = own
+    again: str | None = problem
+    # All of them would be those that are known to be wrong together.
+    if 0 < len(right) < len(winners):
+        again, times = _measure_thoroughly(bench, right)
+    kept = right if again is None else {}
+    outcome.refused += [(name, pin, alone[name]) for name, pin in winners.items() if name not in kept]
+    return kept, times
+
+
+def _measure_thoroughly(bench: Bench, pins: Pins) -> tuple[str | None, dict[str, float]]:
+    """What is wrong, or the times."""
+    try:
+        wrong = bench.problems(pins, thorough=True)
+        return ("; ".join(wrong[:3]), {}) if wrong else (None, bench.times(pins, SURE_RUNS))
+    except Exception as error:  # as for a candidate
+        return described(error), {}

@@ -17,9 +17,8 @@ MOST_SPILLED = 96
 
 KERNELS = {
     "nsa": {
-        "attend_compressed_queries_hopper",
+        "attend_compressed_queries_with_windowed_hopper",
         "attend_compressed_keys_hopper",
-        "attend_windowed_queries_hopper",
         "attend_windowed_keys_hopper",
         "pad_rows",
     },

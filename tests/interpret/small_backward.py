@@ -27,6 +27,14 @@ import triton.language as tl
 {{ kernels | join("\n\n\n") }}
 
 
+def _cdiv(a, b):
+    return -(-a // b)
+
+
+def _power_of_2(n):
+    return 1 << (n - 1).bit_length()
+
+
 def _pad(dim):
     return max(16, triton.next_power_of_2(dim))
 

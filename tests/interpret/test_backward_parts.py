@@ -49,6 +49,8 @@ def _op(text: str, changes: dict[str, Any], **limits: int) -> tuple[AttentionOp,
     [
         (SELECTED, {"batch": 2, "dtype": "fp16", "heads": 2}, {"SUM_BYTES": 1, "SLOPE_BYTES": 4_000}),
         (SELECTED, {}, {"SLOPE_BYTES": 30_000, "KEPT_ITEM_ROWS": 1}),
+        # Two chunks, whose common blocks have more than one item.
+        (SELECTED, {"batch": 2}, {"SLOPE_BYTES": 12_000, "KEPT_ITEM_ROWS": 1}),
         (ALONE, {"dtype": "fp16", "heads": 2, "kv_heads": 1}, {"SLOPE_BYTES": 1_000}),
         (PLAIN, {}, {"SUM_BYTES": 1}),
     ],

@@ -53,7 +53,7 @@ def test_opcheck(name: str) -> None:
     op = AttentionOp(PATTERNS[name], rows=16, cols=16)
     inputs, _ = watch(make_inputs(op.pattern, replace(CASE, tokens=12, layout="contiguous"), torch.device("cpu")))
     tensors, places = flat(op, inputs)
-    torch.library.opcheck(custom_op.attend, (op._key, tensors, places, None, False))
+    torch.library.opcheck(custom_op.attend, (op._key, tensors, places, None, False, True))
 
 
 def test_work_that_nobody_wants_is_skipped() -> None:

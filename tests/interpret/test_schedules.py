@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
-from interpret.support import agree, agree_in_gradients, parse
+from interpret.support import USUAL, agree, agree_in_gradients, compiled, inputs_of, parse
 
 from nsa_dsl.compiler import compile_backward, compile_source
 from nsa_dsl.execute import load_module
@@ -20,6 +20,12 @@ from nsa_dsl.schedule import LaunchShape
 ONE = "output attend(tokens, causal & top(3, block = 16, by = indices, share = group))"
 WINDOW = "output attend(tokens, window(30) & top(3, block = 32, by = indices, share = group), bias = alibi, softcap = 4, sink = learned)"
 GATED = "a = attend(tokens, causal & top(3, block = 16, by = indices, share = group)) b = attend(tokens, window(5)) output gate(a, b)"
+MIXED = """
+    a = attend(tokens, window(5))
+    b = attend(tokens, causal & top(3, block = 16, by = indices, share = group))
+    c = attend(tokens, window(5))
+    output mix(a, b, c)
+"""
 
 BY_BLOCKS = (r"BY_BLOCKS_ROWS = \d+, \d+\nPART_ROWS, PART_BYTES = .*", "BY_BLOCKS_ROWS = 99, 0\nPART_ROWS, PART_BYTES = 16, 9000")
 """Any group by blocks, in several chunks, and blocks that many queries chose in several items."""
@@ -70,6 +76,33 @@ def test_options(changes: tuple[tuple[str, str], ...], change: Callable[..., Non
     agree(WINDOW, tokens=70, heads=4, kv_heads=2, layout="far apart", dtype="fp16")
 
 
+@pytest.mark.parametrize(
+    ("heads", "damage", "changes"),
+    [(4, "none", ()), (18, "none", ()), (2, "value", ()), (2, "none", (BY_BLOCKS,)), (2, "key", (BY_BLOCKS,))],
+)
+def test_the_output_at_the_end(heads: int, damage: str, changes: tuple[tuple[str, str], ...], change: Callable[..., None]) -> None:
+    """The kernels of the branch in the middle combine, and no other does; an equal branch counts twice."""
+    assert "def combine(" not in compile_source(parse(MIXED), LaunchShape())
+    change(*changes)
+    agree(MIXED, tokens=21, heads=heads, kv_heads=1, rows=16, damage=damage, damaged=20, visible=False)
+
+
+@pytest.mark.parametrize("changes", [(), (BY_BLOCKS,)])
+def test_a_branch_that_nobody_asks_for(changes: tuple[tuple[str, str], ...], change: Callable[..., None]) -> None:
+    """Without gradients the branch at the end is not stored; the output is the same."""
+    change(*changes)
+    pattern, case = parse(MIXED), replace(USUAL, heads=2, kv_heads=1, tokens=21)
+    op, inputs = compiled(pattern, case), inputs_of(pattern, case)
+    run = op.module(inputs.q, case.d_v, kv_heads=1).run
+    whole, alone = (run(inputs.q, inputs.k, inputs.v, **inputs.options, keep=keep) for keep in (True, False))
+    assert torch.equal(whole[0], alone[0])
+    assert [name for name, each in alone[4].items() if each is None] == ["b"]
+    assert all(each is not None for each in whole[4].values())
+    kept = [op(q, inputs.k, inputs.v, **inputs.options) for q in (inputs.q, inputs.q.detach().clone().requires_grad_())]
+    assert torch.equal(*kept)
+    assert kept[1].requires_grad
+
+
 @pytest.mark.parametrize("damage", ["key", "value"])
 @pytest.mark.parametrize("changes", [(), (BY_BLOCKS,)])
 def test_what_is_not_finite(damage: str, changes: tuple[tuple[str, str], ...], change: Callable[..., None]) -> None:
@@ -104,7 +137,7 @@ def test_unions(queries: int, width: int) -> None:
     lists = torch.stack([torch.randperm(20, generator=random)[:width].sort().values for _ in range(2 * 21)]).to(torch.int32)
     lists[5, 1:] = -1
     lists[9] = -1
-    unions, sizes = host_functions(ONE)._unite_blocks(lists.view(1, 2, 21, width), queries)
+    unions, sizes, _ = host_functions(ONE)._unite_blocks(lists.view(1, 2, 21, width), queries)
     for unit in range(2):
         for tile in range(-(-21 // queries)):
             mine = lists.view(2, 21, width)[unit, tile * queries : (tile + 1) * queries].tolist()
@@ -121,16 +154,23 @@ def test_inverse_index(owners: int, slots: bool) -> None:
     lists[::3, 2] = -1
     chosen = lists.view(2, 2, 70, 3)
     made = host_functions(ONE)._invert_blocks(chosen, owners, 7, 16, slots=slots)
-    entries, starts, counts, blocks, ends = (each.tolist() for each in made)
+    entries, items, ends = (each.tolist() for each in made)
+    assert len(items) == 2 * owners
     found: dict[int, list[int]] = {block: [] for block in range(2 * owners * 7)}
-    for start, count, block in zip(starts, counts, blocks, strict=True):
-        if count:
-            found[block] += entries[start : start + count]
+    for owner, places in enumerate(items):
+        parts = []
+        for start, count, block, part in places:
+            if count:
+                assert block // 7 == owner
+                assert (part < 0) == (not found[block])
+                found[block] += entries[start : start + count]
+                parts += [part] if part >= 0 else []
+        assert parts == list(range(len(parts)))
     for block, held in found.items():
         rows = lists.view(2 * owners, -1, 3)[block // 7]
         expected = [row * 3 + slot if slots else row for row, slot in (rows == block % 7).nonzero().tolist()]
         assert held == expected
-        assert ends[block] - (ends[block - 1] if block else 0) == -(-len(expected) // 16)
+        assert ends[block] - (ends[block - 1] if block else 0) == max(1, -(-len(expected) // 16))
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,7 @@ def _find_wild(*tensors):
     for x in tensors:
         batch, heads, n_rows, dim = x.shape
         _launch(
-            find_wild, batch * heads * triton.cdiv(n_rows, 128),
+            find_wild, batch * heads * _cdiv(n_rows, 128),
             x, wild, n_rows, heads, *x.stride()[:3], DIM=dim, PAD=_pad(dim), warps=4, stages=1,
         )
     return wild
@@ -395,23 +395,68 @@ def attend_output_hopper(
     )
 
 
+def _cdiv(a, b):
+    """How many b's cover a. (triton.cdiv is made for kernels too, which takes the host ten times as long.)"""
+    return -(-a // b)
+
+
+def _power_of_2(n):
+    """The smallest power of two that is at least n, which is positive."""
+    return 1 << (n - 1).bit_length()
+
+
 def _pad(dim):
     """A head dimension as the kernels see it."""
-    return max(16, triton.next_power_of_2(dim))
+    return max(16, _power_of_2(dim))
+
+
+LAUNCHED = {}
+MOST_LAUNCHED = 4096
+
+
+def _start(kernel, programs, arguments, constants, options):
+    """Run `programs` programs of a kernel, if any. To find what a launch is compiled to takes Triton longer than a short kernel runs:
+    a launch is remembered by all that kernels are specialised by, and one like it goes straight to the compiled kernel, which sees to
+    device, stream and hooks itself. Nothing is remembered where kernels are interpreted, or only compiled, or on AMD's cards, for which
+    they are specialised by a tensor's size as well."""
+    if programs <= 0:
+        return
+    facts = tuple(
+        x if type(x) is int else (x.dtype, x.get_device(), x.data_ptr() % 16) if isinstance(x, torch.Tensor) else _fact(x)
+        for x in arguments
+    )
+    key = (id(kernel), *facts, *constants.items(), *options.values())
+    known = LAUNCHED.get(key)
+    if known is not None:
+        _, compiled, rest = known
+        compiled[(programs, 1, 1)](*arguments, *rest)
+        return
+    compiled = kernel[(programs,)](*arguments, **constants, **options)
+    if isinstance(kernel, triton.JITFunction) and isinstance(compiled, triton.compiler.CompiledKernel) and torch.version.hip is None:
+        if len(LAUNCHED) >= MOST_LAUNCHED:
+            LAUNCHED.clear()
+        # Compiled kernels count constants among their arguments. A kernel that is held keeps its id.
+        LAUNCHED[key] = kernel, compiled, tuple(constants[name] for name in kernel.arg_names[len(arguments) :])
+
+
+def _fact(x):
+    """What a kernel is specialised by, of an argument that is neither an integer nor a tensor: a number's type, a descriptor's boxes."""
+    return (x.base.dtype, *x.block_shape) if hasattr(x, "block_shape") else type(x)
 
 
 def _launch(kernel, programs, *arguments, warps, stages, **constants):
     """Run `programs` programs of a kernel, if any."""
-    if programs > 0:
-        kernel[(programs,)](*arguments, **constants, num_warps=warps, num_stages=stages)
+    _start(kernel, programs, arguments, constants, dict(num_warps=warps, num_stages=stages))
 
 
 def _launch_hopper(kernel, programs, *arguments, warps, **constants):
     """Run `programs` programs of a Hopper kernel, if any. warps: those that compute, in warpgroups of four; four more share the
     registers with them, of which one copies."""
-    if programs > 0:
-        registers = 65536 // (32 * (warps + 4)) // 8 * 8
-        kernel[(programs,)](*arguments, **constants, num_warps=4, maxnreg=registers)
+    registers = 65536 // (32 * (warps + 4)) // 8 * 8
+    _start(kernel, programs, arguments, constants, dict(num_warps=4, maxnreg=registers))
+
+
+BOXES = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
 
 
 def _describe(tensor, rows, width=None):
@@ -422,8 +467,7 @@ def _describe(tensor, rows, width=None):
     dim = tensor.shape[3]
     # Dimensions of size one may have any stride in torch; the card wants multiples of 16 bytes.
     strides = list(stride if size > 1 else dim for size, stride in zip(tensor.shape[:3], tensor.stride()[:3]))
-    layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
-    return hopper_host.TensorDescriptor(tensor, list(tensor.shape), [*strides, 1], [1, 1, rows, width or dim], layout)
+    return hopper_host.TensorDescriptor(tensor, list(tensor.shape), [*strides, 1], [1, 1, rows, width or dim], BOXES)
 
 
 def _on_hopper(dim_qk, dim_v, *tensors):
@@ -445,7 +489,7 @@ def _aligned(tensor):
 
 def run(
     q, k, v, *, gates=None, weights=None, compressors=None, slots=None, scores=None, indices=None, choices=None, documents=None,
-    sinks=None, scale=None, only_choices=False,
+    sinks=None, scale=None, only_choices=False, keep=True,
 ):
     """The layer: returns (output, {branch: log-sum-exp}, {choice: blocks}, {memory: (key slots, value slots)}, {branch: its output}).
 
@@ -453,7 +497,7 @@ def run(
     stride 1; with `kv per branch`, k and v are dicts by branch. gates: logits (batch, heads, tokens, branches). weights,
     compressors: by memory; slots: by memory, made beforehand. scores, indices, choices: by choice; choices fixes blocks beforehand.
     documents: int32 (tokens,), the document of each token. sinks: by branch, (heads,). only_choices: return (None, ...) as soon as the
-    blocks are known. The log-sum-exp is natural, float32, (batch, heads, tokens).
+    blocks are known. keep: whether the branches' outputs are wanted; one that only the output is made of may be None then. The log-sum-exp is natural, float32, (batch, heads, tokens).
     """
     batch, heads, n_tokens, dim_qk = q.shape
     any_k = next(iter(k.values())) if isinstance(k, dict) else k
@@ -476,13 +520,13 @@ def run(
         HEADS = 2 if group % 2 == 0 else 1
         queries, keys = _aligned(q), _aligned(k)
         _launch_hopper(
-            attend_output_hopper, batch * (heads // HEADS) * triton.cdiv(n_tokens, 128),
+            attend_output_hopper, batch * (heads // HEADS) * _cdiv(n_tokens, 128),
             _describe(queries, 64), _describe(keys, 128), _describe(_aligned(v), 128), _describe(branch_output, 64),
             lse_output, wild_v, scale, n_tokens, k.shape[2], heads, kv_heads,
             DIM_QK=dim_qk, DIM_V=dim_v, HEADS=HEADS, warps=8,
         )
     _launch(
-        attend_output, batch * heads * triton.cdiv(n_tokens, 128),
+        attend_output, batch * heads * _cdiv(n_tokens, 128),
         q, k, v, branch_output, lse_output, wild_v, scale, n_tokens, k.shape[2], heads, kv_heads,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
         DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v), BESIDE=on_hopper, warps=8, stages=2,

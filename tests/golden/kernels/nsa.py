@@ -199,7 +199,7 @@ def _find_wild(*tensors):
     for x in tensors:
         batch, heads, n_rows, dim = x.shape
         _launch(
-            find_wild, batch * heads * triton.cdiv(n_rows, 128),
+            find_wild, batch * heads * _cdiv(n_rows, 128),
             x, wild, n_rows, heads, *x.stride()[:3], DIM=dim, PAD=_pad(dim), warps=4, stages=1,
         )
     return wild
@@ -899,9 +899,12 @@ def _near(x, rows):
 
 
 @triton.jit(do_not_specialize=["n_tokens"])
-def unite_blocks(list_ptr, union_ptr, sizes_ptr, n_tokens, WIDTH: tl.constexpr, PAD_WIDTH: tl.constexpr, QUERIES: tl.constexpr):
+def unite_blocks(
+    list_ptr, union_ptr, sizes_ptr, slots_ptr, n_tokens,
+    WIDTH: tl.constexpr, PAD_WIDTH: tl.constexpr, QUERIES: tl.constexpr, SLOTS: tl.constexpr,
+):
     """One program a tile of QUERIES lists of WIDTH blocks. A word holds a block in its lower 24 bits, and bit 24 + n
-    if query n chose it."""
+    if query n chose it. SLOTS: store where the block stands in the list of each query, too, 32 // QUERIES bits a query."""
     ENTRIES: tl.constexpr = QUERIES * PAD_WIDTH
     n_tiles = tl.cdiv(n_tokens, QUERIES)
     lists = tl.cast(tl.program_id(0) // n_tiles, tl.int64)
@@ -919,42 +922,49 @@ def unite_blocks(list_ptr, union_ptr, sizes_ptr, n_tokens, WIDTH: tl.constexpr, 
     union = union_ptr + tl.cast(tl.program_id(0), tl.int64) * (QUERIES * WIDTH)
     tl.store(union + rank, block | chosen_by, mask=distinct)
     tl.store(sizes_ptr + tl.program_id(0), tl.sum(distinct.to(tl.int32), 0))
+    if SLOTS:
+        stands = tl.sum(tl.where(block[:, None] == block[None, :], (slot << (query * (32 // QUERIES)))[:, None], 0), 0)
+        tl.store(slots_ptr + tl.cast(tl.program_id(0), tl.int64) * (QUERIES * WIDTH) + rank, stands, mask=distinct)
 
 
-def _unite_blocks(chosen, queries):
-    """(unions, sizes) of every `queries` neighbouring queries. chosen: (batch, units, tokens, width) int32, ascending, -1 last.
-    unions: (batch, units, tiles, queries * width) int32 words, ascending; sizes: (batch, units, tiles) int32, how many there are."""
+def _unite_blocks(chosen, queries, with_slots=False):
+    """(unions, sizes, slots) of every `queries` neighbouring queries. chosen: (batch, units, tokens, width) int32, ascending, -1 last.
+    unions: (batch, units, tiles, queries * width) int32 words, ascending; sizes: (batch, units, tiles) int32, how many there are;
+    slots: None or as unions, where in the queries' lists each block stands."""
     batch, units, n_tokens, width = chosen.shape
-    n_tiles = triton.cdiv(n_tokens, queries)
+    n_tiles = _cdiv(n_tokens, queries)
     unions = torch.empty(batch, units, n_tiles, queries * width, device=chosen.device, dtype=torch.int32)
     sizes = torch.empty(batch, units, n_tiles, device=chosen.device, dtype=torch.int32)
+    slots = torch.empty_like(unions) if with_slots else None
     _launch(
-        unite_blocks, batch * units * n_tiles, chosen, unions, sizes, n_tokens,
-        WIDTH=width, PAD_WIDTH=triton.next_power_of_2(width), QUERIES=queries, warps=1, stages=1,
+        unite_blocks, batch * units * n_tiles, chosen, unions, sizes, unions if slots is None else slots, n_tokens,
+        WIDTH=width, PAD_WIDTH=_power_of_2(width), QUERIES=queries, SLOTS=with_slots,
+        warps=max(1, queries * _power_of_2(width) // 32), stages=1,
     )
-    return unions, sizes
+    return unions, sizes, slots
 
 
 def _tile_queries(group, width, rows):
     """How many neighbouring queries share a tile of so many rows, for unions of at most 128 entries."""
     queries = 1
-    while 2 * queries * group <= rows and queries < 8 and 2 * queries * triton.next_power_of_2(width) <= 128:
+    while 2 * queries * group <= rows and queries < 8 and 2 * queries * _power_of_2(width) <= 128:
         queries = 2 * queries
     return queries
 
 
 @triton.jit(do_not_specialize=["n_tokens"])
 def attend_selected_union(
-    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, union_ptr, sizes_ptr, wild_ptr,
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, union_ptr, sizes_ptr, wild_ptr, branch_0_compressed_ptr, branch_2_windowed_ptr, gates_ptr, mixed_ptr, gates_batch, gates_head, gates_token, gates_branch,
     scale, n_tokens, heads, kv_heads,
     q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token,
     DIM_QK: tl.constexpr, DIM_V: tl.constexpr, PAD_QK: tl.constexpr, PAD_V: tl.constexpr,
-    GROUP: tl.constexpr, ROWS: tl.constexpr, QUERIES: tl.constexpr, SHORT: tl.constexpr,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, QUERIES: tl.constexpr, SHORT: tl.constexpr, OWN: tl.constexpr,
 ):
     """Branch selected: attention over the blocks that neighbouring queries chose.
 
     One program a tile of QUERIES queries; none if a value is not finite. GROUP: heads that share a list; ROWS: rows of a program.
-    SHORT: there are fewer tokens than a tile has keys.
+    SHORT: there are fewer tokens than a tile has keys. OWN: store the branch, too, not the output alone.
+
     """
     TILE_N: tl.constexpr = 64
     program = tl.program_id(0)
@@ -1004,22 +1014,38 @@ def attend_selected_union(
     result = acc / tl.where(row_sum == 0.0, 1.0, row_sum)[:, None]
     log_sum_exp = tl.where(row_sum == 0.0, float("-inf"), (row_max + tl.log2(tl.where(row_sum == 0.0, 1.0, row_sum))) * LN2)
     row = (batch * heads + first_head + entry % GROUP) * n_tokens + tokens
-    store_rows(out_ptr, row, result, row_ok, DIM_V, PAD_V)
+    own = result.to(out_ptr.dtype.element_ty)
+    if OWN:
+        store_rows(out_ptr, row, own, row_ok, DIM_V, PAD_V)
+    gate = gates_ptr + batch * gates_batch + tl.cast(first_head + entry % GROUP, tl.int64) * gates_head + tl.cast(tokens, tl.int64) * gates_token
+    logit_0_compressed = tl.load(gate + 0 * gates_branch, mask=row_ok, other=0.0).to(ACC)
+    logit_1_selected = tl.load(gate + 1 * gates_branch, mask=row_ok, other=0.0).to(ACC)
+    logit_2_windowed = tl.load(gate + 2 * gates_branch, mask=row_ok, other=0.0).to(ACC)
+    weight_0_compressed = tl.sigmoid(logit_0_compressed)
+    weight_1_selected = tl.sigmoid(logit_1_selected)
+    weight_2_windowed = tl.sigmoid(logit_2_windowed)
+    mixed = tl.zeros([ROWS, PAD_V], ACC)
+    mixed += weight_0_compressed[:, None] * load_rows(branch_0_compressed_ptr, row, DIM_V, row_ok, DIM_V, PAD_V, True).to(ACC)
+    mixed += weight_1_selected[:, None] * own.to(ACC)
+    mixed += weight_2_windowed[:, None] * load_rows(branch_2_windowed_ptr, row, DIM_V, row_ok, DIM_V, PAD_V, True).to(ACC)
+    store_rows(mixed_ptr, row, mixed, row_ok, DIM_V, PAD_V)
     tl.store(lse_ptr + row, log_sum_exp, mask=row_ok)
 
 
 @triton.jit(do_not_specialize=["n_tokens"])
 def attend_selected(
-    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, list_ptr, wild_ptr,
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, list_ptr, wild_ptr, branch_0_compressed_ptr, branch_2_windowed_ptr, gates_ptr, mixed_ptr, gates_batch, gates_head, gates_token, gates_branch,
     scale, n_tokens, heads, kv_heads,
     q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token,
     DIM_QK: tl.constexpr, DIM_V: tl.constexpr, PAD_QK: tl.constexpr, PAD_V: tl.constexpr,
-    GROUP: tl.constexpr, ROWS: tl.constexpr, QUERIES: tl.constexpr, TAKEN: tl.constexpr, SHORT: tl.constexpr,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, QUERIES: tl.constexpr, TAKEN: tl.constexpr, SHORT: tl.constexpr, OWN: tl.constexpr,
 ):
     """Branch selected: attention over the blocks that a query chose, one query at a time.
 
     One program a tile of QUERIES queries, one after the other. TAKEN: if all is finite, they are another kernel's. GROUP: heads that
-    share a list; ROWS: rows of a program. SHORT: there are fewer tokens than a tile has keys.
+    share a list; ROWS: rows of a program. SHORT: there are fewer tokens than a tile has keys. OWN: store the branch, too,
+    not the output alone.
+
     """
     TILE_N: tl.constexpr = 64
     PARTS: tl.constexpr = (GROUP + ROWS - 1) // ROWS
@@ -1069,7 +1095,21 @@ def attend_selected(
         result = acc / tl.where(row_sum == 0.0, 1.0, row_sum)[:, None]
         log_sum_exp = tl.where(row_sum == 0.0, float("-inf"), (row_max + tl.log2(tl.where(row_sum == 0.0, 1.0, row_sum))) * LN2)
         row = (batch * heads + first_head + entry) * n_tokens + token
-        store_rows(out_ptr, row, result, row_ok, DIM_V, PAD_V)
+        own = result.to(out_ptr.dtype.element_ty)
+        if OWN:
+            store_rows(out_ptr, row, own, row_ok, DIM_V, PAD_V)
+        gate = gates_ptr + batch * gates_batch + tl.cast(first_head + entry, tl.int64) * gates_head + tl.cast(token, tl.int64) * gates_token
+        logit_0_compressed = tl.load(gate + 0 * gates_branch, mask=row_ok, other=0.0).to(ACC)
+        logit_1_selected = tl.load(gate + 1 * gates_branch, mask=row_ok, other=0.0).to(ACC)
+        logit_2_windowed = tl.load(gate + 2 * gates_branch, mask=row_ok, other=0.0).to(ACC)
+        weight_0_compressed = tl.sigmoid(logit_0_compressed)
+        weight_1_selected = tl.sigmoid(logit_1_selected)
+        weight_2_windowed = tl.sigmoid(logit_2_windowed)
+        mixed = tl.zeros([ROWS, PAD_V], ACC)
+        mixed += weight_0_compressed[:, None] * load_rows(branch_0_compressed_ptr, row, DIM_V, row_ok, DIM_V, PAD_V, True).to(ACC)
+        mixed += weight_1_selected[:, None] * own.to(ACC)
+        mixed += weight_2_windowed[:, None] * load_rows(branch_2_windowed_ptr, row, DIM_V, row_ok, DIM_V, PAD_V, True).to(ACC)
+        store_rows(mixed_ptr, row, mixed, row_ok, DIM_V, PAD_V)
         tl.store(lse_ptr + row, log_sum_exp, mask=row_ok)
 
 
@@ -1098,9 +1138,9 @@ def mark_lists(list_ptr, bits_ptr, rows, n_blocks, n_words, WIDTH: tl.constexpr,
     tl.atomic_or(bits_ptr + (owner * n_blocks + block) * n_words + row // 32, bit, mask=block >= 0, sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["n_words"])
-def count_lists(bits_ptr, before_ptr, sizes_ptr, n_words, TILE: tl.constexpr):
-    """For every word of a block how many lists come before it, and how many lists the block has. One program a block of an owner."""
+@triton.jit(do_not_specialize=["pitch", "n_words", "longest"])
+def count_lists(bits_ptr, before_ptr, sizes_ptr, pitch, n_words, longest, TILE: tl.constexpr):
+    """For every word of a block how many lists come before it; how many lists the block has, and items. One program a block of an owner."""
     block = tl.cast(tl.program_id(0), tl.int64)
     total = 0
     for start in tl.range(0, n_words, TILE):
@@ -1109,6 +1149,7 @@ def count_lists(bits_ptr, before_ptr, sizes_ptr, n_words, TILE: tl.constexpr):
         tl.store(before_ptr + block * n_words + word, total + tl.cumsum(found, 0) - found, mask=word < n_words)
         total += tl.sum(found, 0)
     tl.store(sizes_ptr + block, total)
+    tl.store(sizes_ptr + pitch + block, tl.maximum(1, tl.cdiv(total, longest)))
 
 
 @triton.jit(do_not_specialize=["rows", "n_words"])
@@ -1130,20 +1171,24 @@ def place_lists(
     tl.store(entries_ptr + rank, row * WIDTH + slot if SLOTS else row, mask=known)
 
 
-@triton.jit(do_not_specialize=["longest"])
-def list_items(sizes_ptr, until_ptr, ends_ptr, starts_ptr, counts_ptr, blocks_ptr, longest, TILE: tl.constexpr):
-    """Store the items of every block: where each starts among the entries, how many it has, and the block. One program a block."""
+@triton.jit(do_not_specialize=["longest", "n_blocks", "places"])
+def list_items(sizes_ptr, until_ptr, ends_ptr, items_ptr, longest, n_blocks, places, TILE: tl.constexpr):
+    """Store the items of every block where the owner has its places: where an item starts among the entries, how many it has, the block,
+    and the item's number among those that are not their block's first; -1 if it is. One program a block of an owner."""
     block = tl.program_id(0)
+    owner = block // n_blocks
     size = tl.load(sizes_ptr + block)
     entries = tl.load(until_ptr + block) - size
-    n_items = tl.cdiv(size, longest)
-    first = tl.load(ends_ptr + block) - n_items
+    n_items = tl.maximum(1, tl.cdiv(size, longest))
+    first = tl.load(ends_ptr + block) - n_items - tl.load(ends_ptr + owner * n_blocks - 1, mask=owner > 0, other=0)
+    items = items_ptr + (tl.cast(owner, tl.int64) * places + first) * 4
     for start in tl.range(0, n_items, TILE):
         item = start + tl.arange(0, TILE)
         ok = item < n_items
-        tl.store(starts_ptr + first + item, entries + item * longest, mask=ok)
-        tl.store(counts_ptr + first + item, tl.minimum(size - item * longest, longest), mask=ok)
-        tl.store(blocks_ptr + first + item, tl.zeros([TILE], tl.int32) + block, mask=ok)
+        tl.store(items + item * 4, entries + item * longest, mask=ok)
+        tl.store(items + item * 4 + 1, tl.minimum(size - item * longest, longest), mask=ok)
+        tl.store(items + item * 4 + 2, tl.zeros([TILE], tl.int32) + block, mask=ok)
+        tl.store(items + item * 4 + 3, tl.where(item == 0, -1, first - block % n_blocks + item - 1), mask=ok)
 
 
 def _invert_blocks(chosen, owners, n_blocks, longest, slots=False):
@@ -1151,31 +1196,29 @@ def _invert_blocks(chosen, owners, n_blocks, longest, slots=False):
 
     chosen: (batch, units, query units, width), distinct, -1 for none. owners: how many inverse indices a batch has; its units are dealt
     out to them in order, so that an entry is (unit of the owner, query unit), and with `slots` its place in the list, too. Returns
-    entries, and for each item (there may be more than are used: they have none) where it starts among the entries, how many it has, and
-    its block (counted through all owners); last, for each block how many items there are up to and with it.
+    entries; items (batch * owners, places, 4): start among the entries, how many, block (counted through all owners), and number among
+    those that are not their block's first, or -1; more places than needed hold 0 entries, and so may a block's only item; last, for each
+    block how many items there are up to and with it.
     """
     batch, units, n_units, width = chosen.shape
     n_lists, rows = batch * owners, units // owners * n_units
-    n_words, n_all = triton.cdiv(rows, 32), n_lists * n_blocks
-    n_items = n_all + chosen.numel() // longest
-    starts, bits, sizes = (torch.empty(n, device=chosen.device, dtype=torch.int32) for n in (n_items, n_all * n_words, n_all))
-    entries, blocks, before = (torch.empty(n, device=chosen.device, dtype=torch.int32) for n in (chosen.numel(), n_items, n_all * n_words))
-    counts = torch.zeros(n_items, device=chosen.device, dtype=torch.int32)
-    bits.zero_()
-    lists = dict(WIDTH=width, PAD_WIDTH=triton.next_power_of_2(width), warps=4, stages=1)
+    n_words, n_all = _cdiv(rows, 32), n_lists * n_blocks
+    places, pitch = n_blocks + rows * width // longest, _cdiv(n_all, 16) * 16
+    entries, sizes, before = (torch.empty(n, device=chosen.device, dtype=torch.int32) for n in (chosen.numel(), (2, pitch), n_all * n_words))
+    bits, items = (torch.zeros(n, device=chosen.device, dtype=torch.int32) for n in (n_all * n_words, (n_lists, places, 4)))
+    lists = dict(WIDTH=width, PAD_WIDTH=_power_of_2(width), warps=4, stages=1)
     _launch(mark_lists, n_lists * n_words, chosen, bits, rows, n_blocks, n_words, **lists)
-    tile = min(1024, triton.next_power_of_2(max(1, n_words)))
-    _launch(count_lists, n_all, bits, before, sizes, n_words, TILE=tile, warps=4, stages=1)
-    until = sizes.cumsum(0, dtype=torch.int32)
-    ends = ((sizes + (longest - 1)) // longest).cumsum(0, dtype=torch.int32)
+    tile = min(1024, _power_of_2(max(1, n_words)))
+    _launch(count_lists, n_all, bits, before, sizes, pitch, n_words, longest, TILE=tile, warps=4, stages=1)
+    until, ends = sizes.cumsum(1, dtype=torch.int32)
     _launch(place_lists, n_lists * n_words, chosen, bits, before, sizes, until, entries, rows, n_blocks, n_words, SLOTS=slots, **lists)
-    _launch(list_items, n_all, sizes, until, ends, starts, counts, blocks, longest, TILE=32, warps=1, stages=1)
-    return entries, starts, counts, blocks, ends
+    _launch(list_items, n_all, sizes, until, ends, items, longest, n_blocks, places, TILE=32, warps=1, stages=1)
+    return entries, items, ends
 
 
 @triton.jit(do_not_specialize=["n_tokens", "n_blocks", "first_list", "first_token", "span"])
 def attend_selected_by_blocks(
-    q_ptr, k_ptr, v_ptr, part_ptr, part_lse_ptr, entries_ptr, starts_ptr, counts_ptr, blocks_ptr, wild_ptr,
+    q_ptr, k_ptr, v_ptr, part_ptr, part_lse_ptr, entries_ptr, items_ptr, wild_ptr,
     scale, n_tokens, n_blocks, first_list, first_token, span, heads, kv_heads,
     q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token,
     DIM_QK: tl.constexpr, DIM_V: tl.constexpr, PAD_QK: tl.constexpr, PAD_V: tl.constexpr,
@@ -1187,12 +1230,12 @@ def attend_selected_by_blocks(
     Parts: (lists, span, GROUP, 16, dim); their log-sum-exps are in base 2.
     """
     TILE_N: tl.constexpr = 64
-    item = tl.cast(tl.program_id(0), tl.int64)
-    n_rows = tl.load(counts_ptr + item) * GROUP
+    item = items_ptr + tl.cast(tl.program_id(0), tl.int64) * 4
+    n_rows = tl.load(item + 1) * GROUP
     if (n_rows == 0) | (tl.load(wild_ptr) != 0):
         return
-    owner = tl.load(blocks_ptr + item) // n_blocks
-    block = tl.load(blocks_ptr + item) % n_blocks
+    owner = tl.load(item + 2) // n_blocks
+    block = tl.load(item + 2) % n_blocks
     batch = tl.cast((first_list + owner) // kv_heads, tl.int64)
     kv_head = (first_list + owner) % kv_heads
     first_head = kv_head * GROUP
@@ -1205,7 +1248,7 @@ def attend_selected_by_blocks(
     in_range = cols < n_tokens
     key = load_tile(k_base + first.to(tl.int64) * k_token, k_token, in_range, TILE_N, DIM_QK, PAD_QK, SHORT)
     value = load_tile(v_base + first.to(tl.int64) * v_token, v_token, in_range, TILE_N, DIM_V, PAD_V, SHORT)
-    entries = entries_ptr + tl.load(starts_ptr + item)
+    entries = entries_ptr + tl.load(item)
     first_part = tl.cast(owner, tl.int64) * span * (GROUP * 16)
     place = tl.arange(0, ROWS)
     # An entry is read one step before its rows are, so that their loads wait for nothing.
@@ -1234,12 +1277,13 @@ def attend_selected_by_blocks(
 
 @triton.jit(do_not_specialize=["n_tokens", "n_rows", "first_list", "first_token", "span"])
 def attend_selected_merged(
-    part_ptr, part_lse_ptr, list_ptr, out_ptr, lse_ptr, wild_ptr, n_tokens, n_rows, first_list, first_token, span, heads, kv_heads,
-    DIM_V: tl.constexpr, PAD_V: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
+    part_ptr, part_lse_ptr, list_ptr, out_ptr, lse_ptr, wild_ptr, branch_0_compressed_ptr, branch_2_windowed_ptr, gates_ptr, mixed_ptr, gates_batch, gates_head, gates_token, gates_branch, n_tokens, n_rows, first_list, first_token, span, heads, kv_heads,
+    DIM_V: tl.constexpr, PAD_V: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, OWN: tl.constexpr,
 ):
     """Branch selected: the softmaxes of single blocks as one.
 
-    One program ROWS of the parts' (lists, span, GROUP) rows.
+    One program ROWS of the parts' (lists, span, GROUP) rows. OWN: store the branch, too, not the output alone.
+
     """
     if tl.load(wild_ptr) != 0:
         return
@@ -1248,7 +1292,8 @@ def attend_selected_merged(
     owner = first_list + part // (span * GROUP)
     tokens = first_token + part // GROUP % span
     head = owner % kv_heads * GROUP + part % GROUP
-    row = (owner // kv_heads * heads + head) * n_tokens + tokens
+    batch = owner // kv_heads
+    row = (batch * heads + head) * n_tokens + tokens
     slot = tl.arange(0, 16)
     lists = list_ptr + (owner * n_tokens + tokens) * 16
     held = tl.load(lists[:, None] + slot[None, :], mask=row_ok[:, None] & (slot < 16)[None, :], other=-1) >= 0
@@ -1264,58 +1309,88 @@ def attend_selected_merged(
         weight = tl.exp2(tl.load(part_lse_ptr + part * 16 + step, mask=ok, other=float("-inf")) - safe_max)
         acc += weight[:, None] * load_rows(part_ptr, part * 16 + step, DIM_V, ok, DIM_V, PAD_V, True)
     row_sum_safe = tl.where(row_sum == 0.0, 1.0, row_sum)
-    store_rows(out_ptr, row, acc / row_sum_safe[:, None], row_ok, DIM_V, PAD_V)
+    result = acc / row_sum_safe[:, None]
+    own = result.to(out_ptr.dtype.element_ty)
+    if OWN:
+        store_rows(out_ptr, row, own, row_ok, DIM_V, PAD_V)
+    gate = gates_ptr + batch * gates_batch + tl.cast(head, tl.int64) * gates_head + tl.cast(tokens, tl.int64) * gates_token
+    logit_0_compressed = tl.load(gate + 0 * gates_branch, mask=row_ok, other=0.0).to(ACC)
+    logit_1_selected = tl.load(gate + 1 * gates_branch, mask=row_ok, other=0.0).to(ACC)
+    logit_2_windowed = tl.load(gate + 2 * gates_branch, mask=row_ok, other=0.0).to(ACC)
+    weight_0_compressed = tl.sigmoid(logit_0_compressed)
+    weight_1_selected = tl.sigmoid(logit_1_selected)
+    weight_2_windowed = tl.sigmoid(logit_2_windowed)
+    mixed = tl.zeros([ROWS, PAD_V], ACC)
+    mixed += weight_0_compressed[:, None] * load_rows(branch_0_compressed_ptr, row, DIM_V, row_ok, DIM_V, PAD_V, True).to(ACC)
+    mixed += weight_1_selected[:, None] * own.to(ACC)
+    mixed += weight_2_windowed[:, None] * load_rows(branch_2_windowed_ptr, row, DIM_V, row_ok, DIM_V, PAD_V, True).to(ACC)
+    store_rows(mixed_ptr, row, mixed, row_ok, DIM_V, PAD_V)
     log_sum_exp = tl.where(row_sum == 0.0, float("-inf"), (row_max + tl.log2(row_sum_safe)) * LN2)
     tl.store(lse_ptr + row, log_sum_exp, mask=row_ok)
 
 
-@triton.jit(do_not_specialize=["n_tokens"])
-def combine(
-    branch_0_compressed_ptr, branch_1_selected_ptr, branch_2_windowed_ptr, gates_ptr, out_ptr,
-    n_tokens, heads, gates_batch, gates_head, gates_token, gates_branch,
-    DIM: tl.constexpr, PAD: tl.constexpr,
-):
-    """The sum of sigmoid-gated branches."""
-    TILE: tl.constexpr = 32
-    program = tl.program_id(0)
-    head = program % heads
-    n_tiles = tl.cdiv(n_tokens, TILE)
-    tile = (program // heads) % n_tiles
-    batch = tl.cast(program // heads // n_tiles, tl.int64)
-    tokens = tile * TILE + tl.arange(0, TILE)
-    ok = tokens < n_tokens
-    row = (batch * heads + head) * n_tokens + tokens
-    gate = gates_ptr + batch * gates_batch + tl.cast(head, tl.int64) * gates_head + tokens.to(tl.int64) * gates_token
-    logit_0_compressed = tl.load(gate + 0 * gates_branch, mask=ok, other=0.0).to(ACC)
-    logit_1_selected = tl.load(gate + 1 * gates_branch, mask=ok, other=0.0).to(ACC)
-    logit_2_windowed = tl.load(gate + 2 * gates_branch, mask=ok, other=0.0).to(ACC)
-    weight_0_compressed = tl.sigmoid(logit_0_compressed)
-    weight_1_selected = tl.sigmoid(logit_1_selected)
-    weight_2_windowed = tl.sigmoid(logit_2_windowed)
-    acc = tl.zeros([TILE, PAD], ACC)
-    acc += weight_0_compressed[:, None] * load_rows(branch_0_compressed_ptr, row, DIM, ok, DIM, PAD, True).to(ACC)
-    acc += weight_1_selected[:, None] * load_rows(branch_1_selected_ptr, row, DIM, ok, DIM, PAD, True).to(ACC)
-    acc += weight_2_windowed[:, None] * load_rows(branch_2_windowed_ptr, row, DIM, ok, DIM, PAD, True).to(ACC)
-    store_rows(out_ptr, row, acc, ok, DIM, PAD)
+def _cdiv(a, b):
+    """How many b's cover a. (triton.cdiv is made for kernels too, which takes the host ten times as long.)"""
+    return -(-a // b)
+
+
+def _power_of_2(n):
+    """The smallest power of two that is at least n, which is positive."""
+    return 1 << (n - 1).bit_length()
 
 
 def _pad(dim):
     """A head dimension as the kernels see it."""
-    return max(16, triton.next_power_of_2(dim))
+    return max(16, _power_of_2(dim))
+
+
+LAUNCHED = {}
+MOST_LAUNCHED = 4096
+
+
+def _start(kernel, programs, arguments, constants, options):
+    """Run `programs` programs of a kernel, if any. To find what a launch is compiled to takes Triton longer than a short kernel runs:
+    a launch is remembered by all that kernels are specialised by, and one like it goes straight to the compiled kernel, which sees to
+    device, stream and hooks itself. Nothing is remembered where kernels are interpreted, or only compiled, or on AMD's cards, for which
+    they are specialised by a tensor's size as well."""
+    if programs <= 0:
+        return
+    facts = tuple(
+        x if type(x) is int else (x.dtype, x.get_device(), x.data_ptr() % 16) if isinstance(x, torch.Tensor) else _fact(x)
+        for x in arguments
+    )
+    key = (id(kernel), *facts, *constants.items(), *options.values())
+    known = LAUNCHED.get(key)
+    if known is not None:
+        _, compiled, rest = known
+        compiled[(programs, 1, 1)](*arguments, *rest)
+        return
+    compiled = kernel[(programs,)](*arguments, **constants, **options)
+    if isinstance(kernel, triton.JITFunction) and isinstance(compiled, triton.compiler.CompiledKernel) and torch.version.hip is None:
+        if len(LAUNCHED) >= MOST_LAUNCHED:
+            LAUNCHED.clear()
+        # Compiled kernels count constants among their arguments. A kernel that is held keeps its id.
+        LAUNCHED[key] = kernel, compiled, tuple(constants[name] for name in kernel.arg_names[len(arguments) :])
+
+
+def _fact(x):
+    """What a kernel is specialised by, of an argument that is neither an integer nor a tensor: a number's type, a descriptor's boxes."""
+    return (x.base.dtype, *x.block_shape) if hasattr(x, "block_shape") else type(x)
 
 
 def _launch(kernel, programs, *arguments, warps, stages, **constants):
     """Run `programs` programs of a kernel, if any."""
-    if programs > 0:
-        kernel[(programs,)](*arguments, **constants, num_warps=warps, num_stages=stages)
+    _start(kernel, programs, arguments, constants, dict(num_warps=warps, num_stages=stages))
 
 
 def _launch_hopper(kernel, programs, *arguments, warps, **constants):
     """Run `programs` programs of a Hopper kernel, if any. warps: those that compute, in warpgroups of four; four more share the
     registers with them, of which one copies."""
-    if programs > 0:
-        registers = 65536 // (32 * (warps + 4)) // 8 * 8
-        kernel[(programs,)](*arguments, **constants, num_warps=4, maxnreg=registers)
+    registers = 65536 // (32 * (warps + 4)) // 8 * 8
+    _start(kernel, programs, arguments, constants, dict(num_warps=4, maxnreg=registers))
+
+
+BOXES = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
 
 
 def _describe(tensor, rows, width=None):
@@ -1326,8 +1401,7 @@ def _describe(tensor, rows, width=None):
     dim = tensor.shape[3]
     # Dimensions of size one may have any stride in torch; the card wants multiples of 16 bytes.
     strides = list(stride if size > 1 else dim for size, stride in zip(tensor.shape[:3], tensor.stride()[:3]))
-    layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
-    return hopper_host.TensorDescriptor(tensor, list(tensor.shape), [*strides, 1], [1, 1, rows, width or dim], layout)
+    return hopper_host.TensorDescriptor(tensor, list(tensor.shape), [*strides, 1], [1, 1, rows, width or dim], BOXES)
 
 
 def _on_hopper(dim_qk, dim_v, *tensors):
@@ -1362,7 +1436,7 @@ def _split(dim):
 def _list_blocks(indices, n_tokens, block, every):
     """Block lists as the kernels want them: ascending, distinct, -1 last; blocks that do not exist or that begin after the
     query that chooses are left out. indices: (batch, units, query units, n) integers in any order."""
-    n_blocks = triton.cdiv(n_tokens, block)
+    n_blocks = _cdiv(n_tokens, block)
     indices = indices.to(torch.int64)
     leader = torch.arange(indices.shape[2], device=indices.device)[:, None] * every
     wrong = (indices < 0) | (indices >= n_blocks) | (indices * block > leader)
@@ -1387,31 +1461,31 @@ def compress_summary(k, v, parameters):
     return k_slots.to(k.dtype).contiguous(), v_slots.to(v.dtype).contiguous()
 
 
-def attend_selected_in_parts(q, k, v, out, lse, chosen, scale, wild):
+def attend_selected_in_parts(q, k, v, out, lse, chosen, combining, own, scale, wild):
     """Branch selected by blocks: a part for every row and block, then their sum.
 
     q: (batch, heads, tokens, d_qk); k, v: (batch, kv_heads, tokens, dim); out, lse: what is written; chosen: (batch, kv_heads, tokens, n).
-    Nothing is written if wild. Parts of (rows x n) take up to PART_BYTES.
+    combining: what the kernels take that end with the output; own: whether out is written. Nothing is written if wild. Parts of (rows x n) take up to PART_BYTES.
     """
     batch, heads, n_tokens, dim_qk = q.shape
     kv_heads, dim_v = k.shape[1], v.shape[3]
     group = heads // kv_heads
-    n_blocks = triton.cdiv(n_tokens, 64)
+    n_blocks = _cdiv(n_tokens, 64)
     lists = chosen.view(batch * kv_heads, n_tokens, 16)
     # Every part is a row of dim_v numbers and its log-sum-exp. Chunks of whole lists, or of one list's queries.
     room = max(1, PART_BYTES // (16 * group * (dim_v + 1) * ACC_TORCH.itemsize))
     n_lists = max(1, min(batch * kv_heads, room // n_tokens))
-    span = triton.cdiv(n_tokens, triton.cdiv(n_tokens, min(room, n_tokens)))
+    span = _cdiv(n_tokens, _cdiv(n_tokens, min(room, n_tokens)))
     parts = torch.empty(n_lists * span * group * 16, dim_v, device=q.device, dtype=ACC_TORCH)
     part_lse = torch.empty(n_lists * span * group * 16, device=q.device, dtype=ACC_TORCH)
     longest = max(16, PART_ROWS // group)
     for first_list in range(0, batch * kv_heads, n_lists):
         for first_token in range(0, n_tokens, span):
             some = lists[first_list : first_list + n_lists, first_token : first_token + span].contiguous()
-            entries, starts, counts, blocks, _ = _invert_blocks(some[:, None], 1, n_blocks, longest, slots=True)
+            entries, items, _ = _invert_blocks(some[:, None], 1, n_blocks, longest, slots=True)
             _launch(
-                attend_selected_by_blocks, counts.shape[0],
-                q, k, v, parts, part_lse, entries, starts, counts, blocks, wild,
+                attend_selected_by_blocks, items.shape[0] * items.shape[1],
+                q, k, v, parts, part_lse, entries, items, wild,
                 scale, n_tokens, n_blocks, first_list, first_token, some.shape[1], heads, kv_heads,
                 *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
                 DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v), GROUP=group, ROWS=64, SHORT=n_tokens < 64,
@@ -1419,15 +1493,15 @@ def attend_selected_in_parts(q, k, v, out, lse, chosen, scale, wild):
             )
             n_rows = some.shape[0] * some.shape[1] * group
             _launch(
-                attend_selected_merged, triton.cdiv(n_rows, 16),
-                parts, part_lse, chosen, out, lse, wild, n_tokens, n_rows, first_list, first_token, some.shape[1], heads, kv_heads,
-                DIM_V=dim_v, PAD_V=_pad(dim_v), GROUP=group, ROWS=16, warps=4, stages=3,
+                attend_selected_merged, _cdiv(n_rows, 16),
+                parts, part_lse, chosen, out, lse, wild, *combining, n_tokens, n_rows, first_list, first_token, some.shape[1], heads, kv_heads,
+                DIM_V=dim_v, PAD_V=_pad(dim_v), GROUP=group, ROWS=16, OWN=own, warps=4, stages=3,
             )
 
 
 def run(
     q, k, v, *, gates=None, weights=None, compressors=None, slots=None, scores=None, indices=None, choices=None, documents=None,
-    sinks=None, scale=None, only_choices=False,
+    sinks=None, scale=None, only_choices=False, keep=True,
 ):
     """The layer: returns (output, {branch: log-sum-exp}, {choice: blocks}, {memory: (key slots, value slots)}, {branch: its output}).
 
@@ -1435,7 +1509,7 @@ def run(
     stride 1; with `kv per branch`, k and v are dicts by branch. gates: logits (batch, heads, tokens, branches). weights,
     compressors: by memory; slots: by memory, made beforehand. scores, indices, choices: by choice; choices fixes blocks beforehand.
     documents: int32 (tokens,), the document of each token. sinks: by branch, (heads,). only_choices: return (None, ...) as soon as the
-    blocks are known. The log-sum-exp is natural, float32, (batch, heads, tokens).
+    blocks are known. keep: whether the branches' outputs are wanted; one that only the output is made of may be None then. The log-sum-exp is natural, float32, (batch, heads, tokens).
     """
     batch, heads, n_tokens, dim_qk = q.shape
     any_k = next(iter(k.values())) if isinstance(k, dict) else k
@@ -1463,13 +1537,13 @@ def run(
         HEADS = 2 if group % 2 == 0 else 1
         queries, keys = _aligned(q), _aligned(k)
         _launch_hopper(
-            attend_windowed_hopper, batch * (heads // HEADS) * triton.cdiv(n_tokens, 128),
+            attend_windowed_hopper, batch * (heads // HEADS) * _cdiv(n_tokens, 128),
             _describe(queries, 64), _describe(keys, 128), _describe(_aligned(v), 128), _describe(branch_windowed, 64),
             lse_windowed, wild_v, scale, n_tokens, k.shape[2], heads, kv_heads,
             DIM_QK=dim_qk, DIM_V=dim_v, HEADS=HEADS, warps=8,
         )
     _launch(
-        attend_windowed, batch * heads * triton.cdiv(n_tokens, 128),
+        attend_windowed, batch * heads * _cdiv(n_tokens, 128),
         q, k, v, branch_windowed, lse_windowed, wild_v, scale, n_tokens, k.shape[2], heads, kv_heads,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
         DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v), BESIDE=on_hopper, warps=8, stages=2,
@@ -1487,13 +1561,13 @@ def run(
         HEADS = 2 if group % 2 == 0 else 1
         queries, keys = _aligned(q), _aligned(slots_summary_keys)
         _launch_hopper(
-            attend_compressed_hopper, batch * (heads // HEADS) * triton.cdiv(n_tokens, 128),
+            attend_compressed_hopper, batch * (heads // HEADS) * _cdiv(n_tokens, 128),
             _describe(queries, 64), _describe(keys, 128), _describe(_aligned(slots_summary_values), 128), _describe(branch_compressed, 64),
             lse_compressed, wild_slots_summary_values, scale, n_tokens, slots_summary_keys.shape[2], heads, kv_heads,
             DIM_QK=dim_qk, DIM_V=dim_v, HEADS=HEADS, warps=8,
         )
     _launch(
-        attend_compressed, batch * heads * triton.cdiv(n_tokens, 128),
+        attend_compressed, batch * heads * _cdiv(n_tokens, 128),
         q, slots_summary_keys, slots_summary_values, branch_compressed, lse_compressed, wild_slots_summary_values, scale, n_tokens, slots_summary_keys.shape[2], heads, kv_heads,
         *q.stride()[:3], *slots_summary_keys.stride()[:3], *slots_summary_values.stride()[:3],
         DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v), BESIDE=on_hopper, warps=8, stages=2,
@@ -1501,8 +1575,8 @@ def run(
     lse["compressed"], branches["compressed"] = lse_compressed, branch_compressed
 
     # Choice selected: 16 blocks of 64 keys a query.
-    n_blocks = triton.cdiv(n_tokens, 64)
-    n_units = triton.cdiv(n_tokens, 1)
+    n_blocks = _cdiv(n_tokens, 64)
+    n_units = _cdiv(n_tokens, 1)
     sharers = kv_heads
     if "selected" in choices:
         chosen_selected = _list_blocks(choices["selected"], n_tokens, 64, 1)
@@ -1513,15 +1587,15 @@ def run(
         # A chunk of query units at a time: all scores together would be (heads x tokens x blocks).
         chunk = max(1, min(n_units, SCORE_BYTES // max(1, 4 * batch * sharers * n_blocks)))
         # A row: a column a block, then a column a tile for what its last block leaves to the next tile.
-        edge_column = triton.cdiv(n_blocks, 16) * 16
-        pitch = edge_column + triton.cdiv(n_blocks, 16 * 32) * 16
+        edge_column = _cdiv(n_blocks, 16) * 16
+        pitch = edge_column + _cdiv(n_blocks, 16 * 32) * 16
         block_scores = torch.empty(batch, sharers, chunk, pitch, device=q.device, dtype=torch.float32)
         for first in range(0, n_units, chunk):
             count = min(chunk, n_units - first)
             # Blocks that begin at or before the chunk's last query.
             seen = (first + count - 1) * 1 // 64 + 1
             _launch(
-                score_selected, batch * sharers * triton.cdiv(count, 64) * triton.cdiv(seen, 32),
+                score_selected, batch * sharers * _cdiv(count, 64) * _cdiv(seen, 32),
                 q, rows, block_scores, lse_compressed, scale, n_tokens, rows.shape[2], seen, first, count, heads, kv_heads,
                 *q.stride()[:3], *rows.stride()[:3], pitch, edge_column,
                 DIM=dim_qk, WHOLE=whole, REST=rest, SHARING=heads // sharers, warps=4, stages=2,
@@ -1536,38 +1610,33 @@ def run(
     if only_choices:
         return None, lse, chosen, slots, branches
 
-    # Branch selected.
-    branch_selected = torch.empty(batch, heads, n_tokens, dim_v, device=q.device, dtype=q.dtype)
+    # Branch selected, and at its end the output. The sum of sigmoid-gated branches.
     lse_selected = torch.empty(batch, heads, n_tokens, device=q.device, dtype=ACC_TORCH)
+    out = torch.empty(batch, heads, n_tokens, dim_v, device=q.device, dtype=q.dtype)
+    branch_selected = torch.empty_like(out) if keep else out
+    combining = (branch_compressed, branch_windowed, gates, out, *gates.stride())
     keys, values = _near(k, 64), _near(v, 64)
-    ROWS, UNION_ROWS = max(16, min(64, triton.next_power_of_2(group))), 64 if group >= 8 else 16
+    ROWS, UNION_ROWS = max(16, min(64, _power_of_2(group))), 64 if group >= 8 else 16
     SHORT = n_tokens < 64
     TAKEN = group <= UNION_ROWS
     if group <= BY_BLOCKS_GROUP and batch * heads * n_tokens >= BY_BLOCKS_ROWS:
-        attend_selected_in_parts(q, keys, values, branch_selected, lse_selected, chosen_selected, scale, wild_v)
+        attend_selected_in_parts(q, keys, values, branch_selected, lse_selected, chosen_selected, combining, keep, scale, wild_v)
     elif TAKEN:
         QUERIES = _tile_queries(group, 16, UNION_ROWS)
-        unions, sizes = _unite_blocks(chosen_selected, QUERIES)
+        unions, sizes, _ = _unite_blocks(chosen_selected, QUERIES)
         _launch(
-            attend_selected_union, batch * kv_heads * triton.cdiv(n_tokens, QUERIES),
-            q, keys, values, branch_selected, lse_selected, unions, sizes, wild_v, scale, n_tokens, heads, kv_heads,
+            attend_selected_union, batch * kv_heads * _cdiv(n_tokens, QUERIES),
+            q, keys, values, branch_selected, lse_selected, unions, sizes, wild_v, *combining, scale, n_tokens, heads, kv_heads,
             *q.stride()[:3], *keys.stride()[:3], *values.stride()[:3],
-            DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v), GROUP=group, QUERIES=QUERIES, SHORT=SHORT, ROWS=UNION_ROWS, warps=4 if group >= 8 else 2, stages=3,
+            DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v), GROUP=group, QUERIES=QUERIES, SHORT=SHORT, OWN=keep, ROWS=UNION_ROWS, warps=4 if group >= 8 else 2, stages=3,
         )
     QUERIES = 8 if TAKEN else 1
     _launch(
-        attend_selected, batch * kv_heads * triton.cdiv(n_tokens, QUERIES) * triton.cdiv(group, ROWS),
-        q, keys, values, branch_selected, lse_selected, chosen_selected, wild_v, scale, n_tokens, heads, kv_heads,
+        attend_selected, batch * kv_heads * _cdiv(n_tokens, QUERIES) * _cdiv(group, ROWS),
+        q, keys, values, branch_selected, lse_selected, chosen_selected, wild_v, *combining, scale, n_tokens, heads, kv_heads,
         *q.stride()[:3], *keys.stride()[:3], *values.stride()[:3],
-        DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v), GROUP=group, QUERIES=QUERIES, SHORT=SHORT, ROWS=ROWS, TAKEN=TAKEN, warps=2, stages=3,
+        DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v), GROUP=group, QUERIES=QUERIES, SHORT=SHORT, OWN=keep, ROWS=ROWS, TAKEN=TAKEN, warps=2, stages=3,
     )
-    lse["selected"], branches["selected"] = lse_selected, branch_selected
-
-    # The sum of sigmoid-gated branches.
-    out = torch.empty(batch, heads, n_tokens, dim_v, device=q.device, dtype=q.dtype)
-    _launch(
-        combine, batch * heads * triton.cdiv(n_tokens, 32),
-        branch_compressed, branch_selected, branch_windowed, gates, out, n_tokens, heads, *gates.stride(), DIM=dim_v, PAD=_pad(dim_v), warps=4, stages=1,
-    )
+    lse["selected"], branches["selected"] = lse_selected, branch_selected if keep else None
 
     return out, lse, chosen, slots, branches

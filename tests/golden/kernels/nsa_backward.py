@@ -63,7 +63,7 @@ def hold_tile(tile):
 ITEM_ROWS = 16384
 KEPT_ITEM_ROWS = 4096
 KEEP_SLOPES = True
-SLOPE_BYTES = 536870912
+SLOPE_BYTES = 268435456
 SUM_BYTES = 536870912
 PROGRAMS_WANTED = 264
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -143,9 +143,6 @@ def rows_backward(
     logit_2_windowed = tl.load(gate + 2 * gates_branch, mask=ok, other=0.0).to(ACC)
     grad_base = grad_out_ptr + batch * grad_batch + tl.cast(head, tl.int64) * grad_head
     grad_out = load_rows(grad_base, tokens, grad_token, ok, DIM, PAD, True).to(ACC)
-    # Read here anyway: what find_wild asks of the other tensors.
-    if tl.max(tl.max((grad_out - grad_out != 0.0).to(tl.int32), 1), 0) > 0:
-        tl.store(wild_ptr, 1)
     dot_compressed = tl.sum(grad_out * load_rows(out_compressed_ptr, row, DIM, ok, DIM, PAD, True).to(ACC), 1)
     dot_selected = tl.sum(grad_out * load_rows(out_selected_ptr, row, DIM, ok, DIM, PAD, True).to(ACC), 1)
     dot_windowed = tl.sum(grad_out * load_rows(out_windowed_ptr, row, DIM, ok, DIM, PAD, True).to(ACC), 1)
@@ -191,6 +188,9 @@ def rows_backward(
     folded_lse = tl.where(folded_delta - folded_delta != 0.0, float("nan"), folded_lse)
     tl.store(folded_lse_windowed_ptr + row, folded_lse, mask=ok)
     tl.store(folded_delta_windowed_ptr + row, folded_delta, mask=ok)
+    # Read here anyway: what find_wild asks of the other tensors. Last, so that no load waits for the answer.
+    if tl.max(tl.max((grad_out - grad_out != 0.0).to(tl.int32), 1), 0) > 0:
+        tl.store(wild_ptr, 1)
 
 
 @triton.jit(do_not_specialize=["n_tokens", "n_keys"])
@@ -258,344 +258,6 @@ def attend_compressed_queries(
     if ADD:
         total += load_rows(partial_ptr, row, DIM_QK, row_ok, DIM_QK, PAD_QK, True)
     store_rows(out_ptr, row, total, row_ok, DIM_QK, PAD_QK)
-
-
-@gluon.jit
-def row_facts(lse_ptr, delta_ptr, row, ok):
-    """What the chain rule needs of rows, as rows_backward folds it. A row that is not there has no probability."""
-    return gl.load(lse_ptr + row, mask=ok, other=float("inf")), gl.load(delta_ptr + row, mask=ok, other=0.0)
-
-
-@gluon.jit(do_not_specialize=["n_tokens", "padded"])
-def pad_rows(wild_ptr, lse_ptr, delta_ptr, padded_lse_ptr, padded_delta_ptr, n_tokens, padded):
-    """row_facts of all rows, from (batch, heads, tokens) to (batch, heads, padded). One program 1,024 rows of one head."""
-    if gl.load(wild_ptr) != 0:
-        return
-    n_parts = gl.cdiv(padded, 1024)
-    head = (gl.program_id(0) // n_parts).to(gl.int64)
-    token = gl.program_id(0) % n_parts * 1024 + gl.arange(0, 1024, layout=gl.BlockedLayout([4], [32], [4], [0]))
-    lse, delta = row_facts(lse_ptr, delta_ptr, head * n_tokens + token, token < n_tokens)
-    gl.store(padded_lse_ptr + head * padded + token, lse, mask=token < padded)
-    gl.store(padded_delta_ptr + head * padded + token, delta, mask=token < padded)
-
-
-def _pad_rows(tile, wild, lse, delta):
-    """What kernels that walk query tiles of `tile` rows read of rows: how many tokens fill whole tiles, and views of their facts. lse,
-    delta: as rows_backward folds them, contiguous float32 (batch, heads, tokens)."""
-    batch, heads, n_tokens = lse.shape
-    padded = max(1, triton.cdiv(n_tokens, tile)) * tile
-    n_rows = max(1, batch * heads) * padded
-    facts = torch.empty(2, n_rows, device=lse.device, dtype=torch.float32)
-    _launch(
-        pad_rows, batch * heads * triton.cdiv(padded, 1024),
-        wild, lse, delta, facts[0], facts[1], n_tokens, padded, warps=4, stages=1,
-    )
-    layout = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)
-    return padded, *(hopper_host.TensorDescriptor(each, [n_rows], [1], [tile], layout) for each in facts)
-
-
-@gluon.jit
-def barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
-    """COUNT barriers in shared memory, each complete after ARRIVALS arrivals."""
-    made = gl.allocate_shared_memory(gl.int64, [COUNT, 1], hopper.mbarrier.MBarrierLayout())
-    for n in gl.static_range(COUNT):
-        hopper.mbarrier.init(made.index(n), count=ARRIVALS)
-    return made
-
-
-@gluon.jit
-def fetch(descriptor, place, ready, into):
-    """Copy one block of a tensor to shared memory; `ready` completes when it is there. Rows beyond the tensor come as zeros."""
-    hopper.mbarrier.expect(ready, descriptor.block_type.nbytes)
-    hopper.tma.async_copy_global_to_shared(descriptor, place, ready, into)
-
-
-@gluon.jit
-def store_gradient(sums, partial_ptr, out_ptr, first_row, n_rows, DIM: gl.constexpr, ADD: gl.constexpr, LAYOUT: gl.constexpr):
-    """Store 64 rows of a contiguous (n_rows, DIM) gradient, on top of what others have added before if ADD. Offsets are 64-bit.
-
-    LAYOUT: how warps hold the rows while they store them.
-    """
-    row = first_row + gl.arange(0, 64, layout=gl.SliceLayout(1, LAYOUT))
-    offset = row.to(gl.int64)[:, None] * DIM + gl.arange(0, DIM, layout=gl.SliceLayout(0, LAYOUT))[None, :]
-    ok = (row < n_rows)[:, None]
-    total = gl.convert_layout(sums, LAYOUT)
-    if ADD:
-        total += gl.load(partial_ptr + offset, mask=ok, other=0.0)
-    gl.store(out_ptr + offset, total.to(out_ptr.dtype.element_ty), mask=ok)
-
-
-@gluon.jit
-def attend_compressed_queries_hopper_walk(tile, n_tokens):
-    """Turns up to the end of the masked tiles; turns in all; and for every piece of the walk the turns up to its end
-    and what its key tiles count from."""
-    low, high = gl.maximum(0, (tile + 7) // 8 - 1), gl.minimum((n_tokens + 992) // 1024 - 1, tile // 8) + 1
-    turns = gl.maximum(high - low, 0)
-    end_0 = turns
-    base_0 = low
-    low, high = 0, (tile + 7) // 8 - 1
-    turns = gl.maximum(high - low, 0)
-    end_1 = end_0 + turns
-    base_1 = low - end_0
-    return end_0, end_1, (end_0, base_0, end_1, base_1)
-
-
-@gluon.jit
-def attend_compressed_queries_hopper_tile(turn, walk):
-    """The key tile of a turn of the walk."""
-    end_0, base_0, end_1, base_1 = walk
-    tile = base_1 + turn
-    tile = gl.where(turn < end_0, base_0 + turn, tile)
-    return tile
-
-
-@gluon.jit
-def attend_compressed_queries_hopper_pair_walk(tile, n_tokens):
-    """Turns up to the end of the masked tiles; turns in all; and for every piece of the walk the turns up to its end
-    and what its key tiles count from."""
-    low, high = gl.maximum(0, (tile + 15) // 16 - 1), gl.minimum((n_tokens + 992) // 1024 - 1, tile // 16) + 1
-    turns = gl.maximum(high - low, 0)
-    end_0 = turns
-    base_0 = low
-    low, high = 0, (tile + 15) // 16 - 1
-    turns = gl.maximum(high - low, 0)
-    end_1 = end_0 + turns
-    base_1 = low - end_0
-    return end_0, end_1, (end_0, base_0, end_1, base_1)
-
-
-@gluon.jit
-def attend_compressed_queries_hopper_pair_tile(turn, walk):
-    """The key tile of a turn of the walk."""
-    end_0, base_0, end_1, base_1 = walk
-    tile = base_1 + turn
-    tile = gl.where(turn < end_0, base_0 + turn, tile)
-    return tile
-
-
-@gluon.jit
-def attend_compressed_queries_hopper_cols(turn, walk, HEADS: gl.constexpr, TILE_N: gl.constexpr):
-    """The first key of a turn's tile."""
-    if HEADS == 2:
-        tile = attend_compressed_queries_hopper_pair_tile(turn, walk)
-    else:
-        tile = attend_compressed_queries_hopper_tile(turn, walk)
-    return tile * TILE_N
-
-
-@gluon.jit
-def attend_compressed_queries_hopper_load(
-    descriptors, stay, come, ready, free, place, walk, turns, HEADS: gl.constexpr, TILE_N: gl.constexpr, BUFFERS: gl.constexpr,
-):
-    """The copying warp: rows once, then keys and values, a turn a buffer."""
-    q_desc, k_desc, v_desc, grad_desc = descriptors
-    queries, grads = stay
-    keys, values = come
-    rows_ready, keys_ready, values_ready = ready
-    keys_free, values_free = free
-    batch, head, kv_head, first_row = place
-    for part in gl.static_range(2):
-        at = [batch, head + part * (HEADS - 1), first_row + part * 64 * (2 - HEADS), 0]
-        fetch(q_desc, at, rows_ready.index(2 * part), queries.index(part))
-        fetch(grad_desc, at, rows_ready.index(2 * part + 1), grads.index(part))
-    # The first turn comes whatever the flag says, which may still be on its way.
-    first_col = attend_compressed_queries_hopper_cols(0, walk, HEADS, TILE_N)
-    fetch(k_desc, [batch, kv_head, first_col, 0], keys_ready.index(0), keys.index(0))
-    fetch(v_desc, [batch, kv_head, first_col, 0], values_ready.index(0), values.index(0))
-    for turn in range(1, turns):
-        buffer = turn % BUFFERS
-        phase = ((turn // BUFFERS) & 1) ^ 1
-        first_col = attend_compressed_queries_hopper_cols(turn, walk, HEADS, TILE_N)
-        hopper.mbarrier.wait(keys_free.index(buffer), phase)
-        fetch(k_desc, [batch, kv_head, first_col, 0], keys_ready.index(buffer), keys.index(buffer))
-        hopper.mbarrier.wait(values_free.index(buffer), phase)
-        fetch(v_desc, [batch, kv_head, first_col, 0], values_ready.index(buffer), values.index(buffer))
-
-
-@gluon.jit
-def attend_compressed_queries_hopper_scores(
-    turn, q, keys, keys_ready, DIM: gl.constexpr, TILE_N: gl.constexpr, BUFFERS: gl.constexpr, PAIRS: gl.constexpr,
-):
-    """Begin the products of 64 rows with a tile of keys, once it is there."""
-    hopper.mbarrier.wait(keys_ready.index(turn % BUFFERS), (turn // BUFFERS) & 1)
-    key = keys.index(turn % BUFFERS).reshape([TILE_N, DIM])
-    zeros = gl.zeros([64, TILE_N], gl.float32, PAIRS)
-    return hopper.warpgroup_mma(q, key.permute((1, 0)), zeros, use_acc=False, is_async=True)
-
-
-@gluon.jit
-def attend_compressed_queries_hopper_turn(
-    turn, scores, acc, q, grad, come, ready, free, lse, delta, rows, walk, n_tokens, n_keys, scale_log2,
-    MASKED: gl.constexpr, LAST: gl.constexpr, DIM: gl.constexpr, HEADS: gl.constexpr, TILE_N: gl.constexpr, BUFFERS: gl.constexpr,
-    PAIRS: gl.constexpr, OPERAND: gl.constexpr,
-):
-    """One tile of keys, whose products with the rows are in `scores`; returns those of the next tile, and the gradient so far.
-    The matrix unit has work throughout: dO . v under the exponentials, the next scores under the slopes."""
-    keys, values = come
-    rows_ready, keys_ready, values_ready = ready
-    keys_free, values_free = free
-    buffer = turn % BUFFERS
-    hopper.mbarrier.wait(values_ready.index(buffer), (turn // BUFFERS) & 1)
-    value = values.index(buffer).reshape([TILE_N, DIM])
-    zeros = gl.zeros([64, TILE_N], gl.float32, PAIRS)
-    along = hopper.warpgroup_mma(grad, value.permute((1, 0)), zeros, use_acc=False, is_async=True)
-    probability = gl.exp2(scores * scale_log2 - lse[:, None])
-    if MASKED:
-        cols = attend_compressed_queries_hopper_cols(turn, walk, HEADS, TILE_N) + gl.arange(0, TILE_N, layout=gl.SliceLayout(0, PAIRS))
-        allowed = (cols < n_keys)[None, :] & (16 * cols[None, :] + 31 <= rows[:, None])
-        probability = gl.where(allowed, probability, 0.0)
-    probability = hold_tile(probability)
-    if LAST:
-        along = hopper.warpgroup_mma_wait(0, deps=(along,))
-    else:
-        scores = attend_compressed_queries_hopper_scores(turn + 1, q, keys, keys_ready, DIM, TILE_N, BUFFERS, PAIRS)
-        along = hopper.warpgroup_mma_wait(1, deps=(along,))
-    hopper.mbarrier.arrive(values_free.index(buffer), count=1)
-    slope = probability * (along - delta[:, None])
-    if MASKED:
-        # Masked slopes are those of masked probabilities: this needs no mask in registers.
-        slope = gl.where(probability == 0.0, 0.0, slope)
-    key = keys.index(buffer).reshape([TILE_N, DIM])
-    acc = hopper.warpgroup_mma(gl.convert_layout(slope.to(grad.dtype), OPERAND), key, acc, is_async=True)
-    if LAST:
-        acc = hopper.warpgroup_mma_wait(0, deps=(acc,))
-    else:
-        scores, acc = hopper.warpgroup_mma_wait(0, deps=(scores, acc))
-    hopper.mbarrier.arrive(keys_free.index(buffer), count=1)
-    return scores, acc
-
-
-@gluon.jit
-def attend_compressed_queries_hopper_compute(
-    stay, come, ready, free, walk, masked, turns, lse_ptr, delta_ptr, first_row, head_row, n_tokens, n_keys, n_stored,
-    scale, partial_ptr, out_ptr,
-    PART: gl.constexpr, DIM: gl.constexpr, HEADS: gl.constexpr, TILE_N: gl.constexpr, BUFFERS: gl.constexpr, ADD: gl.constexpr,
-):
-    """Four warps with 64 rows: their gradient over all turns."""
-    PAIRS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE_N, 16])
-    SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, DIM, 16])
-    OPERAND: gl.constexpr = gl.DotOperandLayout(0, SUMS, 2)
-    queries, grads = stay
-    keys, values = come
-    rows_ready, keys_ready, values_ready = ready
-    q = queries.index(PART).reshape([64, DIM])
-    grad = grads.index(PART).reshape([64, DIM])
-    first_row += PART * 64 * (2 - HEADS)
-    out_row = head_row + PART * (HEADS - 1) * n_tokens
-    rows = first_row + gl.arange(0, 64, layout=gl.SliceLayout(1, PAIRS))
-    lse, delta = row_facts(lse_ptr, delta_ptr, out_row + rows, rows < n_tokens)
-    acc = gl.zeros([64, DIM], gl.float32, SUMS)
-    hopper.mbarrier.wait(rows_ready.index(2 * PART), 0)
-    hopper.mbarrier.wait(rows_ready.index(2 * PART + 1), 0)
-    scale_log2 = scale * LOG2E
-    scores = attend_compressed_queries_hopper_scores(0, q, keys, keys_ready, DIM, TILE_N, BUFFERS, PAIRS)
-    scores = hopper.warpgroup_mma_wait(0, deps=(scores,))
-    masked = gl.minimum(masked, turns - 1)
-    for turn in range(0, masked):
-        scores, acc = attend_compressed_queries_hopper_turn(
-            turn, scores, acc, q, grad, come, ready, free, lse, delta, rows, walk, n_tokens, n_keys, scale_log2,
-            True, False, DIM, HEADS, TILE_N, BUFFERS, PAIRS, OPERAND,
-        )
-    for turn in range(masked, turns - 1):
-        scores, acc = attend_compressed_queries_hopper_turn(
-            turn, scores, acc, q, grad, come, ready, free, lse, delta, rows, walk, n_tokens, n_keys, scale_log2,
-            False, False, DIM, HEADS, TILE_N, BUFFERS, PAIRS, OPERAND,
-        )
-    # The mask is exact, so it does a full tile no harm.
-    scores, acc = attend_compressed_queries_hopper_turn(
-        turns - 1, scores, acc, q, grad, come, ready, free, lse, delta, rows, walk, n_tokens, n_keys, scale_log2,
-        True, True, DIM, HEADS, TILE_N, BUFFERS, PAIRS, OPERAND,
-    )
-    # Row by row, as memory holds them: many short programs store much.
-    ROWS: gl.constexpr = gl.BlockedLayout([16, DIM // 32], [1, 32], [4, 1], [1, 0])
-    out = out_row * DIM
-    store_gradient(acc * scale, partial_ptr + out, out_ptr + out, first_row, n_stored, DIM, ADD, ROWS)
-
-
-@gluon.jit(do_not_specialize=["n_tokens", "n_keys"])
-def attend_compressed_queries_hopper(
-    wild_ptr, q_desc, k_desc, v_desc, grad_desc, lse_ptr, delta_ptr, partial_ptr, out_ptr,
-    scale, n_tokens, n_keys, heads, kv_heads,
-    DIM: gl.constexpr, HEADS: gl.constexpr, ADD: gl.constexpr,
-):
-    """Branch compressed: the gradient of its queries. For finite inputs. HEADS: heads a program serves, one or two."""
-    # Programs are short and do not wait for the flag: if it is up, they take one turn and store nothing.
-    wild = gl.load(wild_ptr)
-    n_stored = gl.where(wild == 0, n_tokens, 0)
-    TILE_M: gl.constexpr = 128 // HEADS
-    TILE_N: gl.constexpr = 64
-    BUFFERS: gl.constexpr = 3
-    # Last tiles first: under a causal relation they are the longest.
-    program = gl.program_id(0)
-    head = program % (heads // HEADS) * HEADS
-    n_tiles = gl.cdiv(n_tokens, TILE_M)
-    tile = n_tiles - 1 - (program // (heads // HEADS)) % n_tiles
-    batch = program // (heads // HEADS) // n_tiles
-    if HEADS == 2:
-        masked, turns, walk = attend_compressed_queries_hopper_pair_walk(tile, n_tokens)
-    else:
-        masked, turns, walk = attend_compressed_queries_hopper_walk(tile, n_tokens)
-    # Rows without any key take one turn, in which all is masked.
-    turns = gl.where(wild == 0, gl.maximum(turns, 1), 1)
-    queries = gl.allocate_shared_memory(q_desc.dtype, [2, 1, 1, 64, DIM], q_desc.layout)
-    grads = gl.allocate_shared_memory(grad_desc.dtype, [2, 1, 1, 64, DIM], grad_desc.layout)
-    keys = gl.allocate_shared_memory(k_desc.dtype, [BUFFERS, 1, 1, TILE_N, DIM], k_desc.layout)
-    values = gl.allocate_shared_memory(v_desc.dtype, [BUFFERS, 1, 1, TILE_N, DIM], v_desc.layout)
-    stay, come = (queries, grads), (keys, values)
-    ready = (barriers(4, 1), barriers(BUFFERS, 1), barriers(BUFFERS, 1))
-    free = (barriers(BUFFERS, 2), barriers(BUFFERS, 2))
-    descriptors = (q_desc, k_desc, v_desc, grad_desc)
-    place = (batch, head, head // (heads // kv_heads), tile * TILE_M)
-    head_row = (batch.to(gl.int64) * heads + head) * n_tokens
-    gl.warp_specialize(
-        [
-            (
-                attend_compressed_queries_hopper_compute,
-                (
-                    stay, come, ready, free, walk, masked, turns, lse_ptr, delta_ptr, tile * TILE_M, head_row, n_tokens, n_keys, n_stored,
-                    scale, partial_ptr, out_ptr,
-                    gl.constexpr(0), DIM, HEADS, TILE_N, BUFFERS, ADD,
-                ),
-            ),
-            (
-                attend_compressed_queries_hopper_compute,
-                (
-                    stay, come, ready, free, walk, masked, turns, lse_ptr, delta_ptr, tile * TILE_M, head_row, n_tokens, n_keys, n_stored,
-                    scale, partial_ptr, out_ptr,
-                    gl.constexpr(1), DIM, HEADS, TILE_N, BUFFERS, ADD,
-                ),
-            ),
-            (attend_compressed_queries_hopper_load, (descriptors, stay, come, ready, free, place, walk, turns, HEADS, TILE_N, BUFFERS)),
-        ],
-        [4, 1],
-        [240, 24],
-    )
-
-
-@triton.jit(do_not_specialize=["n_rows"])
-def find_wild(x_ptr, wild_ptr, n_rows, heads, x_batch, x_head, x_row, DIM: tl.constexpr, PAD: tl.constexpr):
-    """Store 1 to wild if a number of x is infinite or not a number. One program 128 rows of one head."""
-    program = tl.program_id(0)
-    n_tiles = tl.cdiv(n_rows, 128)
-    head = tl.cast((program // n_tiles) % heads, tl.int64)
-    batch = tl.cast(program // n_tiles // heads, tl.int64)
-    rows = program % n_tiles * 128 + tl.arange(0, 128)
-    x = load_rows(x_ptr + batch * x_batch + head * x_head, rows, x_row, rows < n_rows, DIM, PAD, True)
-    # Whoever finds one stores the same number, so that no order matters.
-    if tl.max(tl.max((x - x != 0.0).to(tl.int32), 1), 0) > 0:
-        tl.store(wild_ptr, 1)
-
-
-def _find_wild(*tensors):
-    """int32 (1,): 0 if every number of the tensors is finite, each (batch, heads, rows, dim) with last stride 1. The host does not wait."""
-    wild = torch.zeros(1, device=tensors[0].device, dtype=torch.int32)
-    for x in tensors:
-        batch, heads, n_rows, dim = x.shape
-        _launch(
-            find_wild, batch * heads * triton.cdiv(n_rows, 128),
-            x, wild, n_rows, heads, *x.stride()[:3], DIM=dim, PAD=_pad(dim), warps=4, stages=1,
-        )
-    return wild
 
 
 @triton.jit(do_not_specialize=["n_tokens", "n_keys"])
@@ -680,7 +342,130 @@ def attend_windowed_queries(
 
 
 @gluon.jit
-def attend_windowed_queries_hopper_walk(tile, n_tokens):
+def row_facts(lse_ptr, delta_ptr, row, ok):
+    """What the chain rule needs of rows, as rows_backward folds it. A row that is not there has no probability."""
+    return gl.load(lse_ptr + row, mask=ok, other=float("inf")), gl.load(delta_ptr + row, mask=ok, other=0.0)
+
+
+@gluon.jit(do_not_specialize=["n_tokens", "padded"])
+def pad_rows(wild_ptr, lse_ptr, delta_ptr, padded_lse_ptr, padded_delta_ptr, n_tokens, padded):
+    """row_facts of all rows, from (batch, heads, tokens) to (batch, heads, padded). One program 1,024 rows of one head."""
+    if gl.load(wild_ptr) != 0:
+        return
+    n_parts = gl.cdiv(padded, 1024)
+    head = (gl.program_id(0) // n_parts).to(gl.int64)
+    token = gl.program_id(0) % n_parts * 1024 + gl.arange(0, 1024, layout=gl.BlockedLayout([4], [32], [4], [0]))
+    lse, delta = row_facts(lse_ptr, delta_ptr, head * n_tokens + token, token < n_tokens)
+    gl.store(padded_lse_ptr + head * padded + token, lse, mask=token < padded)
+    gl.store(padded_delta_ptr + head * padded + token, delta, mask=token < padded)
+
+
+def _pad_rows(tile, wild, lse, delta):
+    """What kernels that walk query tiles of `tile` rows read of rows: how many tokens fill whole tiles, and views of their facts. lse,
+    delta: as rows_backward folds them, contiguous float32 (batch, heads, tokens)."""
+    batch, heads, n_tokens = lse.shape
+    padded = max(1, _cdiv(n_tokens, tile)) * tile
+    n_rows = max(1, batch * heads) * padded
+    facts = torch.empty(2, n_rows, device=lse.device, dtype=torch.float32)
+    _launch(
+        pad_rows, batch * heads * _cdiv(padded, 1024),
+        wild, lse, delta, facts[0], facts[1], n_tokens, padded, warps=4, stages=1,
+    )
+    layout = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)
+    return padded, *(hopper_host.TensorDescriptor(each, [n_rows], [1], [tile], layout) for each in facts)
+
+
+@gluon.jit
+def barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
+    """COUNT barriers in shared memory, each complete after ARRIVALS arrivals."""
+    made = gl.allocate_shared_memory(gl.int64, [COUNT, 1], hopper.mbarrier.MBarrierLayout())
+    for n in gl.static_range(COUNT):
+        hopper.mbarrier.init(made.index(n), count=ARRIVALS)
+    return made
+
+
+@gluon.jit
+def fetch(descriptor, place, ready, into):
+    """Copy one block of a tensor to shared memory; `ready` completes when it is there. Rows beyond the tensor come as zeros."""
+    hopper.mbarrier.expect(ready, descriptor.block_type.nbytes)
+    hopper.tma.async_copy_global_to_shared(descriptor, place, ready, into)
+
+
+@gluon.jit
+def store_gradient(sums, partial_ptr, out_ptr, first_row, n_rows, DIM: gl.constexpr, ADD: gl.constexpr, LAYOUT: gl.constexpr):
+    """Store 64 rows of a contiguous (n_rows, DIM) gradient, on top of what others have added before if ADD. Offsets are 64-bit.
+
+    LAYOUT: how warps hold the rows while they store them.
+    """
+    row = first_row + gl.arange(0, 64, layout=gl.SliceLayout(1, LAYOUT))
+    offset = row.to(gl.int64)[:, None] * DIM + gl.arange(0, DIM, layout=gl.SliceLayout(0, LAYOUT))[None, :]
+    ok = (row < n_rows)[:, None]
+    total = gl.convert_layout(sums, LAYOUT)
+    if ADD:
+        total += gl.load(partial_ptr + offset, mask=ok, other=0.0)
+    gl.store(out_ptr + offset, total.to(out_ptr.dtype.element_ty), mask=ok)
+
+
+@gluon.jit
+def attend_compressed_queries_with_windowed_hopper_0_walk(tile, n_tokens):
+    """Turns up to the end of the masked tiles; turns in all; and for every piece of the walk the turns up to its end
+    and what its key tiles count from."""
+    low, high = gl.maximum(0, (tile + 7) // 8 - 1), gl.minimum((n_tokens + 992) // 1024 - 1, tile // 8) + 1
+    turns = gl.maximum(high - low, 0)
+    end_0 = turns
+    base_0 = low
+    low, high = 0, (tile + 7) // 8 - 1
+    turns = gl.maximum(high - low, 0)
+    end_1 = end_0 + turns
+    base_1 = low - end_0
+    return end_0, end_1, (end_0, base_0, end_1, base_1)
+
+
+@gluon.jit
+def attend_compressed_queries_with_windowed_hopper_0_tile(turn, walk):
+    """The key tile of a turn of the walk."""
+    end_0, base_0, end_1, base_1 = walk
+    tile = base_1 + turn
+    tile = gl.where(turn < end_0, base_0 + turn, tile)
+    return tile
+
+
+@gluon.jit
+def attend_compressed_queries_with_windowed_hopper_0_pair_walk(tile, n_tokens):
+    """Turns up to the end of the masked tiles; turns in all; and for every piece of the walk the turns up to its end
+    and what its key tiles count from."""
+    low, high = gl.maximum(0, (tile + 15) // 16 - 1), gl.minimum((n_tokens + 992) // 1024 - 1, tile // 16) + 1
+    turns = gl.maximum(high - low, 0)
+    end_0 = turns
+    base_0 = low
+    low, high = 0, (tile + 15) // 16 - 1
+    turns = gl.maximum(high - low, 0)
+    end_1 = end_0 + turns
+    base_1 = low - end_0
+    return end_0, end_1, (end_0, base_0, end_1, base_1)
+
+
+@gluon.jit
+def attend_compressed_queries_with_windowed_hopper_0_pair_tile(turn, walk):
+    """The key tile of a turn of the walk."""
+    end_0, base_0, end_1, base_1 = walk
+    tile = base_1 + turn
+    tile = gl.where(turn < end_0, base_0 + turn, tile)
+    return tile
+
+
+@gluon.jit
+def attend_compressed_queries_with_windowed_hopper_0_cols(turn, walk, HEADS: gl.constexpr, TILE_N: gl.constexpr):
+    """The first key of a turn's tile."""
+    if HEADS == 2:
+        tile = attend_compressed_queries_with_windowed_hopper_0_pair_tile(turn, walk)
+    else:
+        tile = attend_compressed_queries_with_windowed_hopper_0_tile(turn, walk)
+    return tile * TILE_N
+
+
+@gluon.jit
+def attend_compressed_queries_with_windowed_hopper_1_walk(tile, n_tokens):
     """Turns up to the end of the masked tiles; turns in all; and for every piece of the walk the turns up to its end
     and what its key tiles count from."""
     low, high = gl.maximum(0, 2 * tile - 8), 2 * tile - 6
@@ -699,7 +484,7 @@ def attend_windowed_queries_hopper_walk(tile, n_tokens):
 
 
 @gluon.jit
-def attend_windowed_queries_hopper_tile(turn, walk):
+def attend_compressed_queries_with_windowed_hopper_1_tile(turn, walk):
     """The key tile of a turn of the walk."""
     end_0, base_0, end_1, base_1, end_2, base_2 = walk
     tile = base_2 + turn
@@ -709,7 +494,7 @@ def attend_windowed_queries_hopper_tile(turn, walk):
 
 
 @gluon.jit
-def attend_windowed_queries_hopper_pair_walk(tile, n_tokens):
+def attend_compressed_queries_with_windowed_hopper_1_pair_walk(tile, n_tokens):
     """Turns up to the end of the masked tiles; turns in all; and for every piece of the walk the turns up to its end
     and what its key tiles count from."""
     low, high = tile - 8, tile - 7
@@ -729,7 +514,7 @@ def attend_windowed_queries_hopper_pair_walk(tile, n_tokens):
 
 
 @gluon.jit
-def attend_windowed_queries_hopper_pair_tile(turn, walk):
+def attend_compressed_queries_with_windowed_hopper_1_pair_tile(turn, walk):
     """The key tile of a turn of the walk."""
     end_0, base_0, end_1, base_1, end_2, base_2 = walk
     tile = base_2 + turn
@@ -739,21 +524,23 @@ def attend_windowed_queries_hopper_pair_tile(turn, walk):
 
 
 @gluon.jit
-def attend_windowed_queries_hopper_cols(turn, walk, HEADS: gl.constexpr, TILE_N: gl.constexpr):
+def attend_compressed_queries_with_windowed_hopper_1_cols(turn, walk, HEADS: gl.constexpr, TILE_N: gl.constexpr):
     """The first key of a turn's tile."""
+    first_turn, walk = walk
+    turn -= first_turn
     if HEADS == 2:
-        tile = attend_windowed_queries_hopper_pair_tile(turn, walk)
+        tile = attend_compressed_queries_with_windowed_hopper_1_pair_tile(turn, walk)
     else:
-        tile = attend_windowed_queries_hopper_tile(turn, walk)
+        tile = attend_compressed_queries_with_windowed_hopper_1_tile(turn, walk)
     return tile * TILE_N
 
 
 @gluon.jit
-def attend_windowed_queries_hopper_load(
-    descriptors, stay, come, ready, free, place, walk, turns, HEADS: gl.constexpr, TILE_N: gl.constexpr, BUFFERS: gl.constexpr,
+def attend_compressed_queries_with_windowed_hopper_load(
+    descriptors, stay, come, ready, free, place, walk_0, turns_0, walk_1, turns_1, HEADS: gl.constexpr, TILE_N: gl.constexpr, BUFFERS: gl.constexpr,
 ):
     """The copying warp: rows once, then keys and values, a turn a buffer."""
-    q_desc, k_desc, v_desc, grad_desc = descriptors
+    q_desc, k_desc_0, v_desc_0, k_desc_1, v_desc_1, grad_desc = descriptors
     queries, grads = stay
     keys, values = come
     rows_ready, keys_ready, values_ready = ready
@@ -764,21 +551,29 @@ def attend_windowed_queries_hopper_load(
         fetch(q_desc, at, rows_ready.index(2 * part), queries.index(part))
         fetch(grad_desc, at, rows_ready.index(2 * part + 1), grads.index(part))
     # The first turn comes whatever the flag says, which may still be on its way.
-    first_col = attend_windowed_queries_hopper_cols(0, walk, HEADS, TILE_N)
-    fetch(k_desc, [batch, kv_head, first_col, 0], keys_ready.index(0), keys.index(0))
-    fetch(v_desc, [batch, kv_head, first_col, 0], values_ready.index(0), values.index(0))
-    for turn in range(1, turns):
+    first_col = attend_compressed_queries_with_windowed_hopper_0_cols(0, walk_0, HEADS, TILE_N)
+    fetch(k_desc_0, [batch, kv_head, first_col, 0], keys_ready.index(0), keys.index(0))
+    fetch(v_desc_0, [batch, kv_head, first_col, 0], values_ready.index(0), values.index(0))
+    for turn in range(1, turns_0):
         buffer = turn % BUFFERS
         phase = ((turn // BUFFERS) & 1) ^ 1
-        first_col = attend_windowed_queries_hopper_cols(turn, walk, HEADS, TILE_N)
+        first_col = attend_compressed_queries_with_windowed_hopper_0_cols(turn, walk_0, HEADS, TILE_N)
         hopper.mbarrier.wait(keys_free.index(buffer), phase)
-        fetch(k_desc, [batch, kv_head, first_col, 0], keys_ready.index(buffer), keys.index(buffer))
+        fetch(k_desc_0, [batch, kv_head, first_col, 0], keys_ready.index(buffer), keys.index(buffer))
         hopper.mbarrier.wait(values_free.index(buffer), phase)
-        fetch(v_desc, [batch, kv_head, first_col, 0], values_ready.index(buffer), values.index(buffer))
+        fetch(v_desc_0, [batch, kv_head, first_col, 0], values_ready.index(buffer), values.index(buffer))
+    for turn in range(turns_0, turns_1):
+        buffer = turn % BUFFERS
+        phase = ((turn // BUFFERS) & 1) ^ 1
+        first_col = attend_compressed_queries_with_windowed_hopper_1_cols(turn, walk_1, HEADS, TILE_N)
+        hopper.mbarrier.wait(keys_free.index(buffer), phase)
+        fetch(k_desc_1, [batch, kv_head, first_col, 0], keys_ready.index(buffer), keys.index(buffer))
+        hopper.mbarrier.wait(values_free.index(buffer), phase)
+        fetch(v_desc_1, [batch, kv_head, first_col, 0], values_ready.index(buffer), values.index(buffer))
 
 
 @gluon.jit
-def attend_windowed_queries_hopper_scores(
+def attend_compressed_queries_with_windowed_hopper_scores(
     turn, q, keys, keys_ready, DIM: gl.constexpr, TILE_N: gl.constexpr, BUFFERS: gl.constexpr, PAIRS: gl.constexpr,
 ):
     """Begin the products of 64 rows with a tile of keys, once it is there."""
@@ -789,7 +584,7 @@ def attend_windowed_queries_hopper_scores(
 
 
 @gluon.jit
-def attend_windowed_queries_hopper_turn(
+def attend_compressed_queries_with_windowed_hopper_0_turn(
     turn, scores, acc, q, grad, come, ready, free, lse, delta, rows, walk, n_tokens, n_keys, scale_log2,
     MASKED: gl.constexpr, LAST: gl.constexpr, DIM: gl.constexpr, HEADS: gl.constexpr, TILE_N: gl.constexpr, BUFFERS: gl.constexpr,
     PAIRS: gl.constexpr, OPERAND: gl.constexpr,
@@ -806,14 +601,14 @@ def attend_windowed_queries_hopper_turn(
     along = hopper.warpgroup_mma(grad, value.permute((1, 0)), zeros, use_acc=False, is_async=True)
     probability = gl.exp2(scores * scale_log2 - lse[:, None])
     if MASKED:
-        cols = attend_windowed_queries_hopper_cols(turn, walk, HEADS, TILE_N) + gl.arange(0, TILE_N, layout=gl.SliceLayout(0, PAIRS))
-        allowed = (cols < n_keys)[None, :] & ((rows[:, None] - 512 < cols[None, :]) & (cols[None, :] <= rows[:, None]))
+        cols = attend_compressed_queries_with_windowed_hopper_0_cols(turn, walk, HEADS, TILE_N) + gl.arange(0, TILE_N, layout=gl.SliceLayout(0, PAIRS))
+        allowed = (cols < n_keys)[None, :] & (16 * cols[None, :] + 31 <= rows[:, None])
         probability = gl.where(allowed, probability, 0.0)
     probability = hold_tile(probability)
     if LAST:
         along = hopper.warpgroup_mma_wait(0, deps=(along,))
     else:
-        scores = attend_windowed_queries_hopper_scores(turn + 1, q, keys, keys_ready, DIM, TILE_N, BUFFERS, PAIRS)
+        scores = attend_compressed_queries_with_windowed_hopper_scores(turn + 1, q, keys, keys_ready, DIM, TILE_N, BUFFERS, PAIRS)
         along = hopper.warpgroup_mma_wait(1, deps=(along,))
     hopper.mbarrier.arrive(values_free.index(buffer), count=1)
     slope = probability * (along - delta[:, None])
@@ -831,8 +626,50 @@ def attend_windowed_queries_hopper_turn(
 
 
 @gluon.jit
-def attend_windowed_queries_hopper_compute(
-    stay, come, ready, free, walk, masked, turns, lse_ptr, delta_ptr, first_row, head_row, n_tokens, n_keys, n_stored,
+def attend_compressed_queries_with_windowed_hopper_1_turn(
+    turn, scores, acc, q, grad, come, ready, free, lse, delta, rows, walk, n_tokens, n_keys, scale_log2,
+    MASKED: gl.constexpr, LAST: gl.constexpr, DIM: gl.constexpr, HEADS: gl.constexpr, TILE_N: gl.constexpr, BUFFERS: gl.constexpr,
+    PAIRS: gl.constexpr, OPERAND: gl.constexpr,
+):
+    """One tile of keys, whose products with the rows are in `scores`; returns those of the next tile, and the gradient so far.
+    The matrix unit has work throughout: dO . v under the exponentials, the next scores under the slopes."""
+    keys, values = come
+    rows_ready, keys_ready, values_ready = ready
+    keys_free, values_free = free
+    buffer = turn % BUFFERS
+    hopper.mbarrier.wait(values_ready.index(buffer), (turn // BUFFERS) & 1)
+    value = values.index(buffer).reshape([TILE_N, DIM])
+    zeros = gl.zeros([64, TILE_N], gl.float32, PAIRS)
+    along = hopper.warpgroup_mma(grad, value.permute((1, 0)), zeros, use_acc=False, is_async=True)
+    probability = gl.exp2(scores * scale_log2 - lse[:, None])
+    if MASKED:
+        cols = attend_compressed_queries_with_windowed_hopper_1_cols(turn, walk, HEADS, TILE_N) + gl.arange(0, TILE_N, layout=gl.SliceLayout(0, PAIRS))
+        allowed = (cols < n_keys)[None, :] & ((rows[:, None] - 512 < cols[None, :]) & (cols[None, :] <= rows[:, None]))
+        probability = gl.where(allowed, probability, 0.0)
+    probability = hold_tile(probability)
+    if LAST:
+        along = hopper.warpgroup_mma_wait(0, deps=(along,))
+    else:
+        scores = attend_compressed_queries_with_windowed_hopper_scores(turn + 1, q, keys, keys_ready, DIM, TILE_N, BUFFERS, PAIRS)
+        along = hopper.warpgroup_mma_wait(1, deps=(along,))
+    hopper.mbarrier.arrive(values_free.index(buffer), count=1)
+    slope = probability * (along - delta[:, None])
+    if MASKED:
+        # Masked slopes are those of masked probabilities: this needs no mask in registers.
+        slope = gl.where(probability == 0.0, 0.0, slope)
+    key = keys.index(buffer).reshape([TILE_N, DIM])
+    acc = hopper.warpgroup_mma(gl.convert_layout(slope.to(grad.dtype), OPERAND), key, acc, is_async=True)
+    if LAST:
+        acc = hopper.warpgroup_mma_wait(0, deps=(acc,))
+    else:
+        scores, acc = hopper.warpgroup_mma_wait(0, deps=(scores, acc))
+    hopper.mbarrier.arrive(keys_free.index(buffer), count=1)
+    return scores, acc
+
+
+@gluon.jit
+def attend_compressed_queries_with_windowed_hopper_compute(
+    stay, come, ready, free, walk_0, masked_0, turns_0, lse_ptr_0, delta_ptr_0, walk_1, masked_1, turns_1, lse_ptr_1, delta_ptr_1, first_row, head_row, n_tokens, n_keys_0, n_keys_1, n_stored,
     scale, partial_ptr, out_ptr,
     PART: gl.constexpr, DIM: gl.constexpr, HEADS: gl.constexpr, TILE_N: gl.constexpr, BUFFERS: gl.constexpr, ADD: gl.constexpr,
 ):
@@ -848,27 +685,40 @@ def attend_windowed_queries_hopper_compute(
     first_row += PART * 64 * (2 - HEADS)
     out_row = head_row + PART * (HEADS - 1) * n_tokens
     rows = first_row + gl.arange(0, 64, layout=gl.SliceLayout(1, PAIRS))
-    lse, delta = row_facts(lse_ptr, delta_ptr, out_row + rows, rows < n_tokens)
+    lse_0, delta_0 = row_facts(lse_ptr_0, delta_ptr_0, out_row + rows, rows < n_tokens)
+    lse_1, delta_1 = row_facts(lse_ptr_1, delta_ptr_1, out_row + rows, rows < n_tokens)
     acc = gl.zeros([64, DIM], gl.float32, SUMS)
     hopper.mbarrier.wait(rows_ready.index(2 * PART), 0)
     hopper.mbarrier.wait(rows_ready.index(2 * PART + 1), 0)
     scale_log2 = scale * LOG2E
-    scores = attend_windowed_queries_hopper_scores(0, q, keys, keys_ready, DIM, TILE_N, BUFFERS, PAIRS)
+    scores = attend_compressed_queries_with_windowed_hopper_scores(0, q, keys, keys_ready, DIM, TILE_N, BUFFERS, PAIRS)
     scores = hopper.warpgroup_mma_wait(0, deps=(scores,))
-    masked = gl.minimum(masked, turns - 1)
-    for turn in range(0, masked):
-        scores, acc = attend_windowed_queries_hopper_turn(
-            turn, scores, acc, q, grad, come, ready, free, lse, delta, rows, walk, n_tokens, n_keys, scale_log2,
+    # Its last turn begins the next branch's first scores. One turn at least is masked: that of rows without any key.
+    masked_0 = gl.minimum(gl.maximum(masked_0, 1), turns_0)
+    for turn in range(0, masked_0):
+        scores, acc = attend_compressed_queries_with_windowed_hopper_0_turn(
+            turn, scores, acc, q, grad, come, ready, free, lse_0, delta_0, rows, walk_0, n_tokens, n_keys_0, scale_log2,
             True, False, DIM, HEADS, TILE_N, BUFFERS, PAIRS, OPERAND,
         )
-    for turn in range(masked, turns - 1):
-        scores, acc = attend_windowed_queries_hopper_turn(
-            turn, scores, acc, q, grad, come, ready, free, lse, delta, rows, walk, n_tokens, n_keys, scale_log2,
+    for turn in range(masked_0, turns_0):
+        scores, acc = attend_compressed_queries_with_windowed_hopper_0_turn(
+            turn, scores, acc, q, grad, come, ready, free, lse_0, delta_0, rows, walk_0, n_tokens, n_keys_0, scale_log2,
+            False, False, DIM, HEADS, TILE_N, BUFFERS, PAIRS, OPERAND,
+        )
+    masked_1 = gl.minimum(masked_1, turns_1 - 1)
+    for turn in range(turns_0, masked_1):
+        scores, acc = attend_compressed_queries_with_windowed_hopper_1_turn(
+            turn, scores, acc, q, grad, come, ready, free, lse_1, delta_1, rows, walk_1, n_tokens, n_keys_1, scale_log2,
+            True, False, DIM, HEADS, TILE_N, BUFFERS, PAIRS, OPERAND,
+        )
+    for turn in range(masked_1, turns_1 - 1):
+        scores, acc = attend_compressed_queries_with_windowed_hopper_1_turn(
+            turn, scores, acc, q, grad, come, ready, free, lse_1, delta_1, rows, walk_1, n_tokens, n_keys_1, scale_log2,
             False, False, DIM, HEADS, TILE_N, BUFFERS, PAIRS, OPERAND,
         )
     # The mask is exact, so it does a full tile no harm.
-    scores, acc = attend_windowed_queries_hopper_turn(
-        turns - 1, scores, acc, q, grad, come, ready, free, lse, delta, rows, walk, n_tokens, n_keys, scale_log2,
+    scores, acc = attend_compressed_queries_with_windowed_hopper_1_turn(
+        turns_1 - 1, scores, acc, q, grad, come, ready, free, lse_1, delta_1, rows, walk_1, n_tokens, n_keys_1, scale_log2,
         True, True, DIM, HEADS, TILE_N, BUFFERS, PAIRS, OPERAND,
     )
     # Row by row, as memory holds them: many short programs store much.
@@ -877,14 +727,14 @@ def attend_windowed_queries_hopper_compute(
     store_gradient(acc * scale, partial_ptr + out, out_ptr + out, first_row, n_stored, DIM, ADD, ROWS)
 
 
-@gluon.jit(do_not_specialize=["n_tokens", "n_keys"])
-def attend_windowed_queries_hopper(
-    wild_ptr, q_desc, k_desc, v_desc, grad_desc, lse_ptr, delta_ptr, partial_ptr, out_ptr,
-    scale, n_tokens, n_keys, heads, kv_heads,
+@gluon.jit(do_not_specialize=["n_tokens", "n_keys_0", "n_keys_1"])
+def attend_compressed_queries_with_windowed_hopper(
+    wild_ptr, q_desc, k_desc_0, v_desc_0, k_desc_1, v_desc_1, grad_desc, lse_ptr_0, delta_ptr_0, lse_ptr_1, delta_ptr_1, partial_ptr, out_ptr,
+    scale, n_tokens, n_keys_0, n_keys_1, heads, kv_heads,
     DIM: gl.constexpr, HEADS: gl.constexpr, ADD: gl.constexpr,
 ):
-    """Branch windowed: the gradient of its queries. For finite inputs. HEADS: heads a program serves, one or two."""
-    # Programs are short and do not wait for the flag: if it is up, they take one turn and store nothing.
+    """Branches compressed and windowed: the gradient of their queries. For finite inputs. HEADS: heads a program serves, one or two."""
+    # Programs are short and do not wait for the flag: if it is up, they take one turn a branch and store nothing.
     wild = gl.load(wild_ptr)
     n_stored = gl.where(wild == 0, n_tokens, 0)
     TILE_M: gl.constexpr = 128 // HEADS
@@ -897,44 +747,77 @@ def attend_windowed_queries_hopper(
     tile = n_tiles - 1 - (program // (heads // HEADS)) % n_tiles
     batch = program // (heads // HEADS) // n_tiles
     if HEADS == 2:
-        masked, turns, walk = attend_windowed_queries_hopper_pair_walk(tile, n_tokens)
+        masked_0, turns_0, walk_0 = attend_compressed_queries_with_windowed_hopper_0_pair_walk(tile, n_tokens)
     else:
-        masked, turns, walk = attend_windowed_queries_hopper_walk(tile, n_tokens)
+        masked_0, turns_0, walk_0 = attend_compressed_queries_with_windowed_hopper_0_walk(tile, n_tokens)
     # Rows without any key take one turn, in which all is masked.
-    turns = gl.where(wild == 0, gl.maximum(turns, 1), 1)
+    turns_0 = gl.where(wild == 0, gl.maximum(turns_0, 1), 1)
+    if HEADS == 2:
+        masked_1, turns_1, walk_1 = attend_compressed_queries_with_windowed_hopper_1_pair_walk(tile, n_tokens)
+    else:
+        masked_1, turns_1, walk_1 = attend_compressed_queries_with_windowed_hopper_1_walk(tile, n_tokens)
+    # Rows without any key take one turn, in which all is masked.
+    turns_1 = gl.where(wild == 0, gl.maximum(turns_1, 1), 1)
+    masked_1, turns_1, walk_1 = turns_0 + masked_1, turns_0 + turns_1, (turns_0, walk_1)
     queries = gl.allocate_shared_memory(q_desc.dtype, [2, 1, 1, 64, DIM], q_desc.layout)
     grads = gl.allocate_shared_memory(grad_desc.dtype, [2, 1, 1, 64, DIM], grad_desc.layout)
-    keys = gl.allocate_shared_memory(k_desc.dtype, [BUFFERS, 1, 1, TILE_N, DIM], k_desc.layout)
-    values = gl.allocate_shared_memory(v_desc.dtype, [BUFFERS, 1, 1, TILE_N, DIM], v_desc.layout)
+    keys = gl.allocate_shared_memory(k_desc_0.dtype, [BUFFERS, 1, 1, TILE_N, DIM], k_desc_0.layout)
+    values = gl.allocate_shared_memory(v_desc_0.dtype, [BUFFERS, 1, 1, TILE_N, DIM], v_desc_0.layout)
     stay, come = (queries, grads), (keys, values)
     ready = (barriers(4, 1), barriers(BUFFERS, 1), barriers(BUFFERS, 1))
     free = (barriers(BUFFERS, 2), barriers(BUFFERS, 2))
-    descriptors = (q_desc, k_desc, v_desc, grad_desc)
+    descriptors = (q_desc, k_desc_0, v_desc_0, k_desc_1, v_desc_1, grad_desc)
     place = (batch, head, head // (heads // kv_heads), tile * TILE_M)
     head_row = (batch.to(gl.int64) * heads + head) * n_tokens
     gl.warp_specialize(
         [
             (
-                attend_windowed_queries_hopper_compute,
+                attend_compressed_queries_with_windowed_hopper_compute,
                 (
-                    stay, come, ready, free, walk, masked, turns, lse_ptr, delta_ptr, tile * TILE_M, head_row, n_tokens, n_keys, n_stored,
+                    stay, come, ready, free, walk_0, masked_0, turns_0, lse_ptr_0, delta_ptr_0, walk_1, masked_1, turns_1, lse_ptr_1, delta_ptr_1, tile * TILE_M, head_row, n_tokens, n_keys_0, n_keys_1, n_stored,
                     scale, partial_ptr, out_ptr,
                     gl.constexpr(0), DIM, HEADS, TILE_N, BUFFERS, ADD,
                 ),
             ),
             (
-                attend_windowed_queries_hopper_compute,
+                attend_compressed_queries_with_windowed_hopper_compute,
                 (
-                    stay, come, ready, free, walk, masked, turns, lse_ptr, delta_ptr, tile * TILE_M, head_row, n_tokens, n_keys, n_stored,
+                    stay, come, ready, free, walk_0, masked_0, turns_0, lse_ptr_0, delta_ptr_0, walk_1, masked_1, turns_1, lse_ptr_1, delta_ptr_1, tile * TILE_M, head_row, n_tokens, n_keys_0, n_keys_1, n_stored,
                     scale, partial_ptr, out_ptr,
                     gl.constexpr(1), DIM, HEADS, TILE_N, BUFFERS, ADD,
                 ),
             ),
-            (attend_windowed_queries_hopper_load, (descriptors, stay, come, ready, free, place, walk, turns, HEADS, TILE_N, BUFFERS)),
+            (attend_compressed_queries_with_windowed_hopper_load, (descriptors, stay, come, ready, free, place, walk_0, turns_0, walk_1, turns_1, HEADS, TILE_N, BUFFERS)),
         ],
         [4, 1],
         [240, 24],
     )
+
+
+@triton.jit(do_not_specialize=["n_rows"])
+def find_wild(x_ptr, wild_ptr, n_rows, heads, x_batch, x_head, x_row, DIM: tl.constexpr, PAD: tl.constexpr):
+    """Store 1 to wild if a number of x is infinite or not a number. One program 128 rows of one head."""
+    program = tl.program_id(0)
+    n_tiles = tl.cdiv(n_rows, 128)
+    head = tl.cast((program // n_tiles) % heads, tl.int64)
+    batch = tl.cast(program // n_tiles // heads, tl.int64)
+    rows = program % n_tiles * 128 + tl.arange(0, 128)
+    x = load_rows(x_ptr + batch * x_batch + head * x_head, rows, x_row, rows < n_rows, DIM, PAD, True)
+    # Whoever finds one stores the same number, so that no order matters.
+    if tl.max(tl.max((x - x != 0.0).to(tl.int32), 1), 0) > 0:
+        tl.store(wild_ptr, 1)
+
+
+def _find_wild(*tensors):
+    """int32 (1,): 0 if every number of the tensors is finite, each (batch, heads, rows, dim) with last stride 1. The host does not wait."""
+    wild = torch.zeros(1, device=tensors[0].device, dtype=torch.int32)
+    for x in tensors:
+        batch, heads, n_rows, dim = x.shape
+        _launch(
+            find_wild, batch * heads * _cdiv(n_rows, 128),
+            x, wild, n_rows, heads, *x.stride()[:3], DIM=dim, PAD=_pad(dim), warps=4, stages=1,
+        )
+    return wild
 
 
 @triton.jit
@@ -961,9 +844,12 @@ def _near(x, rows):
 
 
 @triton.jit(do_not_specialize=["n_tokens"])
-def unite_blocks(list_ptr, union_ptr, sizes_ptr, n_tokens, WIDTH: tl.constexpr, PAD_WIDTH: tl.constexpr, QUERIES: tl.constexpr):
+def unite_blocks(
+    list_ptr, union_ptr, sizes_ptr, slots_ptr, n_tokens,
+    WIDTH: tl.constexpr, PAD_WIDTH: tl.constexpr, QUERIES: tl.constexpr, SLOTS: tl.constexpr,
+):
     """One program a tile of QUERIES lists of WIDTH blocks. A word holds a block in its lower 24 bits, and bit 24 + n
-    if query n chose it."""
+    if query n chose it. SLOTS: store where the block stands in the list of each query, too, 32 // QUERIES bits a query."""
     ENTRIES: tl.constexpr = QUERIES * PAD_WIDTH
     n_tiles = tl.cdiv(n_tokens, QUERIES)
     lists = tl.cast(tl.program_id(0) // n_tiles, tl.int64)
@@ -981,26 +867,32 @@ def unite_blocks(list_ptr, union_ptr, sizes_ptr, n_tokens, WIDTH: tl.constexpr, 
     union = union_ptr + tl.cast(tl.program_id(0), tl.int64) * (QUERIES * WIDTH)
     tl.store(union + rank, block | chosen_by, mask=distinct)
     tl.store(sizes_ptr + tl.program_id(0), tl.sum(distinct.to(tl.int32), 0))
+    if SLOTS:
+        stands = tl.sum(tl.where(block[:, None] == block[None, :], (slot << (query * (32 // QUERIES)))[:, None], 0), 0)
+        tl.store(slots_ptr + tl.cast(tl.program_id(0), tl.int64) * (QUERIES * WIDTH) + rank, stands, mask=distinct)
 
 
-def _unite_blocks(chosen, queries):
-    """(unions, sizes) of every `queries` neighbouring queries. chosen: (batch, units, tokens, width) int32, ascending, -1 last.
-    unions: (batch, units, tiles, queries * width) int32 words, ascending; sizes: (batch, units, tiles) int32, how many there are."""
+def _unite_blocks(chosen, queries, with_slots=False):
+    """(unions, sizes, slots) of every `queries` neighbouring queries. chosen: (batch, units, tokens, width) int32, ascending, -1 last.
+    unions: (batch, units, tiles, queries * width) int32 words, ascending; sizes: (batch, units, tiles) int32, how many there are;
+    slots: None or as unions, where in the queries' lists each block stands."""
     batch, units, n_tokens, width = chosen.shape
-    n_tiles = triton.cdiv(n_tokens, queries)
+    n_tiles = _cdiv(n_tokens, queries)
     unions = torch.empty(batch, units, n_tiles, queries * width, device=chosen.device, dtype=torch.int32)
     sizes = torch.empty(batch, units, n_tiles, device=chosen.device, dtype=torch.int32)
+    slots = torch.empty_like(unions) if with_slots else None
     _launch(
-        unite_blocks, batch * units * n_tiles, chosen, unions, sizes, n_tokens,
-        WIDTH=width, PAD_WIDTH=triton.next_power_of_2(width), QUERIES=queries, warps=1, stages=1,
+        unite_blocks, batch * units * n_tiles, chosen, unions, sizes, unions if slots is None else slots, n_tokens,
+        WIDTH=width, PAD_WIDTH=_power_of_2(width), QUERIES=queries, SLOTS=with_slots,
+        warps=max(1, queries * _power_of_2(width) // 32), stages=1,
     )
-    return unions, sizes
+    return unions, sizes, slots
 
 
 def _tile_queries(group, width, rows):
     """How many neighbouring queries share a tile of so many rows, for unions of at most 128 entries."""
     queries = 1
-    while 2 * queries * group <= rows and queries < 8 and 2 * queries * triton.next_power_of_2(width) <= 128:
+    while 2 * queries * group <= rows and queries < 8 and 2 * queries * _power_of_2(width) <= 128:
         queries = 2 * queries
     return queries
 
@@ -1434,39 +1326,41 @@ def attend_compressed_keys_hopper(
     )
 
 
-@triton.jit(do_not_specialize=["n_tokens", "n_blocks", "first_list", "n_lists", "chunks", "chunk"])
+@triton.jit(do_not_specialize=["n_tokens", "n_blocks", "places", "first_list", "n_owners", "chunk"])
 def chosen_keys_selected(
     q_ptr, k_ptr, v_ptr, grad_ptr, lse_ptr, delta_ptr,
-    entries_ptr, starts_ptr, counts_ptr, blocks_ptr, ends_ptr, key_parts_ptr, value_parts_ptr, slopes_ptr, wild_ptr,
-    scale, n_tokens, n_blocks, first_list, n_lists, chunks, chunk, heads, kv_heads,
+    entries_ptr, items_ptr, key_sum_ptr, value_sum_ptr, key_parts_ptr, value_parts_ptr, slopes_ptr, wild_ptr,
+    scale, n_tokens, n_blocks, places, first_list, n_owners, chunk, heads, kv_heads,
     q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token, grad_batch, grad_head, grad_token,
     DIM_QK: tl.constexpr, DIM_V: tl.constexpr, PAD_QK: tl.constexpr, PAD_V: tl.constexpr, GROUP: tl.constexpr, SHARED: tl.constexpr,
     KEEP: tl.constexpr, WIDE: tl.constexpr, WILD: tl.constexpr,
 ):
     """Branch selected: the gradients of keys and values from the blocks of selected.
 
-    GROUP: query heads that an entry of a list stands for; SHARED: KV heads that share a list. chunks: lists that the queries of one
-    owner are dealt out to, `chunk` queries each. KEEP: store slopes, (lists, chunk, 16, GROUP, 64) in q's type. WIDE:
-    offsets among the rows of a batch need 64 bits. WILD: run if something is not finite, and keep it apart; otherwise if all is finite.
-    Parts: (items of this launch, SHARED, 64, dim).
+    GROUP: query heads that an entry of a list stands for; SHARED: KV heads that share a list. Lists: one an owner (a batch's KV heads
+    that share), for the first `chunk` queries, then as many for the next. KEEP: store slopes, (lists, chunk, 16, GROUP, 64)
+    in q's type. WIDE: offsets among the rows of a batch need 64 bits. WILD: run if something is not finite, and keep it apart; otherwise
+    if all is finite. Items as _invert_blocks makes them, `places` a list. Parts: (lists of this launch, places - n_blocks, SHARED,
+    64, dim), of items that are not the first of their block.
     """
     TILE_M: tl.constexpr = 32
     TILE_N: tl.constexpr = 64
     ENTRY_ROWS: tl.constexpr = 1 * GROUP
+    EDGE_TILE: tl.constexpr = 256
     program = tl.program_id(0)
     key_tile = program % 1
-    begin = tl.load(ends_ptr + first_list * n_blocks - 1, mask=first_list > 0, other=0)
-    place_of_item = tl.cast(program // 1 // SHARED, tl.int64)
-    item = begin + place_of_item
-    if item >= tl.load(ends_ptr + (first_list + n_lists) * n_blocks - 1):
+    item = items_ptr + (tl.cast(first_list, tl.int64) * places + program // 1 // SHARED) * 4
+    n_entries = tl.load(item + 1)
+    block_of_list = tl.load(item + 2)
+    entries = entries_ptr + tl.load(item)
+    if n_entries == 0:
         return
     if (tl.load(wild_ptr) != 0) != WILD:
         return
-    n_entries = tl.load(counts_ptr + item)
-    block = tl.load(blocks_ptr + item) % n_blocks
-    list = tl.load(blocks_ptr + item) // n_blocks
-    owner = list // chunks
-    first_token = list % chunks * chunk
+    block = block_of_list % n_blocks
+    list = block_of_list // n_blocks
+    owner = list % n_owners
+    first_token = list // n_owners * chunk
     sharing = (program // 1) % SHARED
     batch = tl.cast(owner // (kv_heads // SHARED), tl.int64)
     kv_head = owner % (kv_heads // SHARED) + sharing
@@ -1475,7 +1369,6 @@ def chosen_keys_selected(
     col_ok = (cols < n_tokens) & (offset < 64)
     key = load_rows(k_ptr + batch * k_batch + tl.cast(kv_head, tl.int64) * k_head, cols, k_token, col_ok, DIM_QK, PAD_QK, True)
     value = load_rows(v_ptr + batch * v_batch + tl.cast(kv_head, tl.int64) * v_head, cols, v_token, col_ok, DIM_V, PAD_V, True)
-    entries = entries_ptr + tl.load(starts_ptr + item)
     n_rows = n_entries * ENTRY_ROWS
     # Half the registers where 32 bits are enough for a row's offset; rows are counted from the group's first head.
     OFFSET: tl.constexpr = tl.int64 if WIDE else tl.int32
@@ -1483,17 +1376,30 @@ def chosen_keys_selected(
     q_base = q_ptr + batch * q_batch + tl.cast(first_head, tl.int64) * q_head
     grad_base = grad_ptr + batch * grad_batch + tl.cast(first_head, tl.int64) * grad_head
     row_base = (batch * heads + first_head) * n_tokens
+    slopes = slopes_ptr + tl.cast(list - first_list, tl.int64) * chunk * (16 * GROUP * 64)
     key_grad = tl.zeros([TILE_N, PAD_QK], ACC)
     value_grad = tl.zeros([TILE_N, PAD_V], ACC)
     place = tl.arange(0, TILE_M)
+    # Which row of its entry a place holds is the same in every step if steps are whole entries.
+    WHOLE: tl.constexpr = TILE_M % ENTRY_ROWS == 0
+    n_steps = tl.cdiv(n_rows, TILE_M)
     # An entry is read one step before its rows are, so that their loads wait for nothing.
-    entry = tl.load(entries + tl.minimum(place, n_rows - 1) // ENTRY_ROWS)
-    for step in tl.range(tl.cdiv(n_rows, TILE_M)):
+    entry = tl.load(entries + tl.minimum(place // ENTRY_ROWS, n_entries - 1))
+    # Entries are ascending: those whose queries do not see the whole block come first, and only their steps need a mask.
+    n_edge = 0
+    for start in tl.range(0, n_entries, EDGE_TILE):
+        some = start + tl.arange(0, EDGE_TILE)
+        seen = tl.load(entries + some, mask=some < n_entries, other=0)
+        before = first_token + (seen // 16 if KEEP else seen) < (block + 1) * 64 - 1
+        n_edge += tl.sum((before & (some < n_entries)).to(tl.int32), 0)
+    n_masked = n_steps if WILD else tl.minimum(n_steps, tl.cdiv(n_edge * ENTRY_ROWS, TILE_M))
+    for step in tl.range(0, n_masked):
         known = step * TILE_M + place < n_rows
-        inside = tl.minimum(step * TILE_M + place, n_rows - 1) % ENTRY_ROWS
-        following = tl.load(entries + tl.minimum((step + 1) * TILE_M + place, n_rows - 1) // ENTRY_ROWS)
+        inside = place % ENTRY_ROWS if WHOLE else (step * TILE_M + place) % ENTRY_ROWS
+        following = tl.load(entries + tl.minimum(((step + 1) * TILE_M + place) // ENTRY_ROWS, n_entries - 1))
         unit = entry // 16 if KEEP else entry
-        tokens = first_token + unit + inside // GROUP
+        tokens = first_token + unit
+
         member = inside % GROUP
         row_ok = known
         head = first_head + member
@@ -1514,12 +1420,52 @@ def chosen_keys_selected(
         slope = tl.where(allowed, slope, 0.0)
         key_grad = tl.dot(slope.to(q.dtype), finite(q) if WILD else q, key_grad, input_precision="ieee", out_dtype=ACC)
         if KEEP:
-            kept = ((tl.cast(list - first_list, tl.int64) * chunk * 16 + entry) * GROUP + member) * 64
-            tl.store(slopes_ptr + kept[None, :] + offset[:, None], slope.to(q.dtype), mask=row_ok[None, :] & (offset < 64)[:, None])
+            kept = slopes + (entry * (GROUP * 64) + member * 64)[None, :] + offset[:, None]
+            tl.store(kept, slope.to(q.dtype), mask=row_ok[None, :] & (offset < 64)[:, None])
         entry = following
-    out = (place_of_item * SHARED + sharing) * 64 + offset
-    store_rows(key_parts_ptr, out, key_grad * scale, offset < 64, DIM_QK, PAD_QK)
-    store_rows(value_parts_ptr, out, value_grad, offset < 64, DIM_V, PAD_V)
+    for step in tl.range(n_masked, n_steps):
+        known = step * TILE_M + place < n_rows
+        inside = place % ENTRY_ROWS if WHOLE else (step * TILE_M + place) % ENTRY_ROWS
+        following = tl.load(entries + tl.minimum(((step + 1) * TILE_M + place) // ENTRY_ROWS, n_entries - 1))
+        unit = entry // 16 if KEEP else entry
+        tokens = first_token + unit
+
+        member = inside % GROUP
+        row_ok = known
+        head = first_head + member
+        row = row_base + (member.to(OFFSET) * n_tokens + tokens)
+        # Rows beyond the item's are copies of its last one: masked below, and not to be kept apart.
+        q = load_at(q_base, member.to(OFFSET) * q_head + tokens.to(OFFSET) * q_token, DIM_QK, PAD_QK)
+        grad = load_at(grad_base, member.to(OFFSET) * grad_head + tokens.to(OFFSET) * grad_token, DIM_V, PAD_V)
+        lse = tl.load(lse_ptr + row, mask=row_ok, other=float("inf"))
+        delta = tl.load(delta_ptr + row, mask=row_ok, other=0.0)
+        scores = tl.dot(key, tl.trans(q), input_precision="ieee", out_dtype=ACC)
+        logits = scores * (scale * LOG2E)
+        probability = tl.exp2(logits - lse[None, :])
+        along = tl.dot(value, tl.trans(grad), input_precision="ieee", out_dtype=ACC)
+        value_grad = tl.dot(probability.to(grad.dtype), grad, value_grad, input_precision="ieee", out_dtype=ACC)
+        slope = probability * (along - delta[None, :])
+        key_grad = tl.dot(slope.to(q.dtype), q, key_grad, input_precision="ieee", out_dtype=ACC)
+        if KEEP:
+            kept = slopes + (entry * (GROUP * 64) + member * 64)[None, :] + offset[:, None]
+            tl.store(kept, slope.to(q.dtype), mask=row_ok[None, :] & (offset < 64)[:, None])
+        entry = following
+    row = (tl.cast(owner, tl.int64) * SHARED + sharing) * n_tokens + block * 64
+    part = tl.load(item + 3)
+    is_part = (part >= 0).to(tl.int32)
+    key_out, value_out = key_sum_ptr + row * DIM_QK, value_sum_ptr + row * DIM_V
+    if is_part != 0:
+        of_launch = tl.cast(program // 1 // SHARED // places, tl.int64)
+        row = ((of_launch * (places - n_blocks) + part) * SHARED + sharing) * 64
+        key_out, value_out = key_parts_ptr + row * DIM_QK, value_parts_ptr + row * DIM_V
+    columns = tl.arange(0, PAD_QK)
+    spot = key_out + (offset[:, None] * DIM_QK + columns[None, :])
+    spot_ok = col_ok[:, None] & (columns < DIM_QK)[None, :]
+    tl.store(spot, key_grad * scale + tl.load(spot, mask=spot_ok & (is_part == 0), other=0.0), mask=spot_ok)
+    columns = tl.arange(0, PAD_V)
+    spot = value_out + (offset[:, None] * DIM_V + columns[None, :])
+    spot_ok = col_ok[:, None] & (columns < DIM_V)[None, :]
+    tl.store(spot, value_grad + tl.load(spot, mask=spot_ok & (is_part == 0), other=0.0), mask=spot_ok)
 
 
 @triton.jit
@@ -1543,9 +1489,9 @@ def mark_lists(list_ptr, bits_ptr, rows, n_blocks, n_words, WIDTH: tl.constexpr,
     tl.atomic_or(bits_ptr + (owner * n_blocks + block) * n_words + row // 32, bit, mask=block >= 0, sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["n_words"])
-def count_lists(bits_ptr, before_ptr, sizes_ptr, n_words, TILE: tl.constexpr):
-    """For every word of a block how many lists come before it, and how many lists the block has. One program a block of an owner."""
+@triton.jit(do_not_specialize=["pitch", "n_words", "longest"])
+def count_lists(bits_ptr, before_ptr, sizes_ptr, pitch, n_words, longest, TILE: tl.constexpr):
+    """For every word of a block how many lists come before it; how many lists the block has, and items. One program a block of an owner."""
     block = tl.cast(tl.program_id(0), tl.int64)
     total = 0
     for start in tl.range(0, n_words, TILE):
@@ -1554,6 +1500,7 @@ def count_lists(bits_ptr, before_ptr, sizes_ptr, n_words, TILE: tl.constexpr):
         tl.store(before_ptr + block * n_words + word, total + tl.cumsum(found, 0) - found, mask=word < n_words)
         total += tl.sum(found, 0)
     tl.store(sizes_ptr + block, total)
+    tl.store(sizes_ptr + pitch + block, tl.maximum(1, tl.cdiv(total, longest)))
 
 
 @triton.jit(do_not_specialize=["rows", "n_words"])
@@ -1575,20 +1522,24 @@ def place_lists(
     tl.store(entries_ptr + rank, row * WIDTH + slot if SLOTS else row, mask=known)
 
 
-@triton.jit(do_not_specialize=["longest"])
-def list_items(sizes_ptr, until_ptr, ends_ptr, starts_ptr, counts_ptr, blocks_ptr, longest, TILE: tl.constexpr):
-    """Store the items of every block: where each starts among the entries, how many it has, and the block. One program a block."""
+@triton.jit(do_not_specialize=["longest", "n_blocks", "places"])
+def list_items(sizes_ptr, until_ptr, ends_ptr, items_ptr, longest, n_blocks, places, TILE: tl.constexpr):
+    """Store the items of every block where the owner has its places: where an item starts among the entries, how many it has, the block,
+    and the item's number among those that are not their block's first; -1 if it is. One program a block of an owner."""
     block = tl.program_id(0)
+    owner = block // n_blocks
     size = tl.load(sizes_ptr + block)
     entries = tl.load(until_ptr + block) - size
-    n_items = tl.cdiv(size, longest)
-    first = tl.load(ends_ptr + block) - n_items
+    n_items = tl.maximum(1, tl.cdiv(size, longest))
+    first = tl.load(ends_ptr + block) - n_items - tl.load(ends_ptr + owner * n_blocks - 1, mask=owner > 0, other=0)
+    items = items_ptr + (tl.cast(owner, tl.int64) * places + first) * 4
     for start in tl.range(0, n_items, TILE):
         item = start + tl.arange(0, TILE)
         ok = item < n_items
-        tl.store(starts_ptr + first + item, entries + item * longest, mask=ok)
-        tl.store(counts_ptr + first + item, tl.minimum(size - item * longest, longest), mask=ok)
-        tl.store(blocks_ptr + first + item, tl.zeros([TILE], tl.int32) + block, mask=ok)
+        tl.store(items + item * 4, entries + item * longest, mask=ok)
+        tl.store(items + item * 4 + 1, tl.minimum(size - item * longest, longest), mask=ok)
+        tl.store(items + item * 4 + 2, tl.zeros([TILE], tl.int32) + block, mask=ok)
+        tl.store(items + item * 4 + 3, tl.where(item == 0, -1, first - block % n_blocks + item - 1), mask=ok)
 
 
 def _invert_blocks(chosen, owners, n_blocks, longest, slots=False):
@@ -1596,101 +1547,119 @@ def _invert_blocks(chosen, owners, n_blocks, longest, slots=False):
 
     chosen: (batch, units, query units, width), distinct, -1 for none. owners: how many inverse indices a batch has; its units are dealt
     out to them in order, so that an entry is (unit of the owner, query unit), and with `slots` its place in the list, too. Returns
-    entries, and for each item (there may be more than are used: they have none) where it starts among the entries, how many it has, and
-    its block (counted through all owners); last, for each block how many items there are up to and with it.
+    entries; items (batch * owners, places, 4): start among the entries, how many, block (counted through all owners), and number among
+    those that are not their block's first, or -1; more places than needed hold 0 entries, and so may a block's only item; last, for each
+    block how many items there are up to and with it.
     """
     batch, units, n_units, width = chosen.shape
     n_lists, rows = batch * owners, units // owners * n_units
-    n_words, n_all = triton.cdiv(rows, 32), n_lists * n_blocks
-    n_items = n_all + chosen.numel() // longest
-    starts, bits, sizes = (torch.empty(n, device=chosen.device, dtype=torch.int32) for n in (n_items, n_all * n_words, n_all))
-    entries, blocks, before = (torch.empty(n, device=chosen.device, dtype=torch.int32) for n in (chosen.numel(), n_items, n_all * n_words))
-    counts = torch.zeros(n_items, device=chosen.device, dtype=torch.int32)
-    bits.zero_()
-    lists = dict(WIDTH=width, PAD_WIDTH=triton.next_power_of_2(width), warps=4, stages=1)
+    n_words, n_all = _cdiv(rows, 32), n_lists * n_blocks
+    places, pitch = n_blocks + rows * width // longest, _cdiv(n_all, 16) * 16
+    entries, sizes, before = (torch.empty(n, device=chosen.device, dtype=torch.int32) for n in (chosen.numel(), (2, pitch), n_all * n_words))
+    bits, items = (torch.zeros(n, device=chosen.device, dtype=torch.int32) for n in (n_all * n_words, (n_lists, places, 4)))
+    lists = dict(WIDTH=width, PAD_WIDTH=_power_of_2(width), warps=4, stages=1)
     _launch(mark_lists, n_lists * n_words, chosen, bits, rows, n_blocks, n_words, **lists)
-    tile = min(1024, triton.next_power_of_2(max(1, n_words)))
-    _launch(count_lists, n_all, bits, before, sizes, n_words, TILE=tile, warps=4, stages=1)
-    until = sizes.cumsum(0, dtype=torch.int32)
-    ends = ((sizes + (longest - 1)) // longest).cumsum(0, dtype=torch.int32)
+    tile = min(1024, _power_of_2(max(1, n_words)))
+    _launch(count_lists, n_all, bits, before, sizes, pitch, n_words, longest, TILE=tile, warps=4, stages=1)
+    until, ends = sizes.cumsum(1, dtype=torch.int32)
     _launch(place_lists, n_lists * n_words, chosen, bits, before, sizes, until, entries, rows, n_blocks, n_words, SLOTS=slots, **lists)
-    _launch(list_items, n_all, sizes, until, ends, starts, counts, blocks, longest, TILE=32, warps=1, stages=1)
-    return entries, starts, counts, blocks, ends
+    _launch(list_items, n_all, sizes, until, ends, items, longest, n_blocks, places, TILE=32, warps=1, stages=1)
+    return entries, items, ends
 
 
 @triton.jit(do_not_specialize=["n_tokens", "first_owner", "first_token", "chunk"])
 def slopes_selected_queries(
-    k_ptr, list_ptr, slopes_ptr, wild_ptr, partial_ptr, out_ptr,
+    k_ptr, union_ptr, sizes_ptr, slots_ptr, slopes_ptr, wild_ptr, partial_ptr, out_ptr,
     scale, n_tokens, first_owner, first_token, chunk, kv_heads, k_batch, k_head, k_token,
-    DIM: tl.constexpr, PAD: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, ADD: tl.constexpr,
+    DIM: tl.constexpr, PAD: tl.constexpr, GROUP: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr, ADD: tl.constexpr,
 ):
     """Branch selected: the gradient of its queries from slopes. For finite inputs.
 
-    slopes: (owners from first_owner on, chunk, 16, GROUP, 64), of the queries from first_token on.
+    slopes: (owners from first_owner on, chunk, 16, GROUP, 64), of the queries from first_token on; both that and chunk are
+    whole tiles of QUERIES queries. Unions as _unite_blocks makes them, with slots.
     """
     if tl.load(wild_ptr) != 0:
         return
-    program = tl.program_id(0)
-    token = first_token + program % chunk
-    if token >= n_tokens:
+    program = tl.cast(tl.program_id(0), tl.int64)
+    n_tiles = chunk // QUERIES
+    first = first_token + program % n_tiles * QUERIES
+    if first >= n_tokens:
         return
-    owner = tl.cast(first_owner + program // chunk, tl.int64)
+    owner = first_owner + program // n_tiles
     batch, kv_head = owner // kv_heads, owner % kv_heads
     k_base = k_ptr + batch * k_batch + kv_head * k_head
-    chosen = list_ptr + (owner * n_tokens + token) * 16
-    slot = tl.arange(0, 16)
-    count = tl.sum((tl.load(chosen + slot, mask=slot < 16, other=-1) >= 0).to(tl.int32), 0)
-    member = tl.arange(0, ROWS)
-    row_ok = member < GROUP
+    tile = owner * tl.cdiv(n_tokens, QUERIES) + first // QUERIES
+    size = tl.load(sizes_ptr + tile)
+    words = union_ptr + tile * (QUERIES * 16)
+    stands = slots_ptr + tile * (QUERIES * 16)
+    entry = tl.arange(0, ROWS)
+    query, member = tl.minimum(entry // GROUP, QUERIES - 1), entry % GROUP
+    row_ok = (entry < QUERIES * GROUP) & (first + query < n_tokens)
     offset = tl.arange(0, 64)
-    slopes = slopes_ptr + tl.cast(program, tl.int64) * 16 * GROUP * 64
-    spot = member[:, None] * 64 + offset[None, :]
+    slopes = slopes_ptr + program * (QUERIES * 16 * GROUP * 64)
+    of_row = query * (16 * GROUP * 64) + member * 64
+    BITS: tl.constexpr = 32 // QUERIES
     acc = tl.zeros([ROWS, PAD], ACC)
-    for step in tl.range(count):
-        first = tl.load(chosen + step) * 64
+    for step in tl.range(size):
+        word = tl.load(words + step)
+        slot = (tl.load(stands + step) >> (query * BITS)) & (2**BITS - 1 if QUERIES > 1 else -1)
+        chosen = row_ok & (((word >> (24 + query)) & 1) != 0)
+        first_key = (word & 0xFFFFFF) * 64
         # A key after the last one has slopes of 0: any row may stand in for it.
-        near = tl.minimum(offset, n_tokens - 1 - first)
-        key = load_at(k_base + first.to(tl.int64) * k_token, near * k_token, DIM, PAD)
-        slope = tl.load(slopes + step * GROUP * 64 + spot, mask=row_ok[:, None], other=0.0)
+        near = tl.minimum(offset, n_tokens - 1 - first_key)
+        key = load_at(k_base + first_key.to(tl.int64) * k_token, near * k_token, DIM, PAD)
+        spot = of_row + slot * (GROUP * 64)
+        slope = tl.load(slopes + (spot[:, None] + offset[None, :]), mask=chosen[:, None], other=0.0)
         acc = tl.dot(slope, key, acc, input_precision="ieee", out_dtype=ACC)
-    row = (owner * GROUP + member) * n_tokens + token
+    row = (owner * GROUP + member) * n_tokens + first + query
     total = acc * scale
     if ADD:
         total += load_rows(partial_ptr, row, DIM, row_ok, DIM, PAD, True)
     store_rows(out_ptr, row, total, row_ok, DIM, PAD)
 
 
-@triton.jit(do_not_specialize=["n_tokens", "n_blocks", "n_reached", "first_list", "chunks"])
+@triton.jit(do_not_specialize=["n_tokens", "n_blocks", "places", "first_list", "n_owners"])
 def add_parts_selected(
-    parts_ptr, ends_ptr, partial_ptr, out_ptr, n_tokens, n_blocks, n_reached, first_list, chunks,
-    DIM: tl.constexpr, PAD: tl.constexpr, SHARED: tl.constexpr, ADD: tl.constexpr,
+    key_parts_ptr, value_parts_ptr, ends_ptr, key_sum_ptr, value_sum_ptr, n_tokens, n_blocks, places, first_list, n_owners,
+    DIM_QK: tl.constexpr, DIM_V: tl.constexpr, PAD_QK: tl.constexpr, PAD_V: tl.constexpr, SHARED: tl.constexpr,
 ):
     """Choice selected: gradients of its blocks, added up.
 
-    parts: (items of the lists from first_list on, SHARED, 64, DIM); ends: for every block of every list, how many items there
-    are up to and with it. Blocks from n_reached on have none and stay as they are. An owner, that is SHARED KV heads, has `chunks` lists.
+    parts: (lists from first_list on, places - n_blocks, SHARED, 64, dim), of items that are not the first of their block; ends:
+    for every block of every list, how many items there are up to and with it. Lists: one an owner, that is SHARED KV heads, for some
+    queries after others.
     """
     TILE: tl.constexpr = 64
     program = tl.program_id(0)
     tile = program % 1
-    block = (program // 1) % n_reached
-    sharing = (program // 1 // n_reached) % SHARED
-    list = first_list + program // 1 // n_reached // SHARED
-    which = list * n_blocks + block
-    begin = tl.load(ends_ptr + first_list * n_blocks - 1, mask=first_list > 0, other=0)
-    first = tl.load(ends_ptr + which - 1, mask=which > 0, other=0)
-    last = tl.load(ends_ptr + which)
+    block = (program // 1) % n_blocks
+    sharing = (program // 1 // n_blocks) % SHARED
+    list = first_list + program // 1 // n_blocks // SHARED
+    block_of_list = list * n_blocks + block
+    first = tl.load(ends_ptr + block_of_list - 1, mask=block_of_list > 0, other=0)
+    more = tl.load(ends_ptr + block_of_list) - first - 1
+    if more == 0:
+        return
+    # Of every block of the list before this one, the first item has no part.
+    before = first - tl.load(ends_ptr + list * n_blocks - 1, mask=list > 0, other=0) - block
+    part = tl.cast(list - first_list, tl.int64) * (places - n_blocks) + before
     offset = tile * TILE + tl.arange(0, TILE)
     ok = (offset < 64) & (block * 64 + offset < n_tokens)
-    acc = tl.zeros([TILE, PAD], ACC)
-    for item in tl.range(first, last):
-        part = (tl.cast(item - begin, tl.int64) * SHARED + sharing) * 64 + offset
-        acc += load_rows(parts_ptr, part, DIM, ok, DIM, PAD, True)
-    row = (tl.cast(list // chunks, tl.int64) * SHARED + sharing) * n_tokens + block * 64 + offset
-    total = acc
-    if ADD:
-        total += load_rows(partial_ptr, row, DIM, ok, DIM, PAD, True)
-    store_rows(out_ptr, row, total, ok, DIM, PAD)
+    key_grad = tl.zeros([TILE, PAD_QK], ACC)
+    value_grad = tl.zeros([TILE, PAD_V], ACC)
+    for step in tl.range(more):
+        rows = ((part + step) * SHARED + sharing) * 64 + offset
+        key_grad += load_rows(key_parts_ptr, rows, DIM_QK, ok, DIM_QK, PAD_QK, True)
+        value_grad += load_rows(value_parts_ptr, rows, DIM_V, ok, DIM_V, PAD_V, True)
+    row = (tl.cast(list % n_owners, tl.int64) * SHARED + sharing) * n_tokens + block * 64
+    columns = tl.arange(0, PAD_QK)
+    spot = key_sum_ptr + row * DIM_QK + (offset[:, None] * DIM_QK + columns[None, :])
+    spot_ok = ok[:, None] & (columns < DIM_QK)[None, :]
+    tl.store(spot, key_grad + tl.load(spot, mask=spot_ok, other=0.0), mask=spot_ok)
+    columns = tl.arange(0, PAD_V)
+    spot = value_sum_ptr + row * DIM_V + (offset[:, None] * DIM_V + columns[None, :])
+    spot_ok = ok[:, None] & (columns < DIM_V)[None, :]
+    tl.store(spot, value_grad + tl.load(spot, mask=spot_ok, other=0.0), mask=spot_ok)
 
 
 @triton.jit(do_not_specialize=["n_tokens", "n_keys"])
@@ -2021,23 +1990,68 @@ def attend_windowed_keys_hopper(
     )
 
 
+def _cdiv(a, b):
+    """How many b's cover a. (triton.cdiv is made for kernels too, which takes the host ten times as long.)"""
+    return -(-a // b)
+
+
+def _power_of_2(n):
+    """The smallest power of two that is at least n, which is positive."""
+    return 1 << (n - 1).bit_length()
+
+
 def _pad(dim):
     """A head dimension as the kernels see it."""
-    return max(16, triton.next_power_of_2(dim))
+    return max(16, _power_of_2(dim))
+
+
+LAUNCHED = {}
+MOST_LAUNCHED = 4096
+
+
+def _start(kernel, programs, arguments, constants, options):
+    """Run `programs` programs of a kernel, if any. To find what a launch is compiled to takes Triton longer than a short kernel runs:
+    a launch is remembered by all that kernels are specialised by, and one like it goes straight to the compiled kernel, which sees to
+    device, stream and hooks itself. Nothing is remembered where kernels are interpreted, or only compiled, or on AMD's cards, for which
+    they are specialised by a tensor's size as well."""
+    if programs <= 0:
+        return
+    facts = tuple(
+        x if type(x) is int else (x.dtype, x.get_device(), x.data_ptr() % 16) if isinstance(x, torch.Tensor) else _fact(x)
+        for x in arguments
+    )
+    key = (id(kernel), *facts, *constants.items(), *options.values())
+    known = LAUNCHED.get(key)
+    if known is not None:
+        _, compiled, rest = known
+        compiled[(programs, 1, 1)](*arguments, *rest)
+        return
+    compiled = kernel[(programs,)](*arguments, **constants, **options)
+    if isinstance(kernel, triton.JITFunction) and isinstance(compiled, triton.compiler.CompiledKernel) and torch.version.hip is None:
+        if len(LAUNCHED) >= MOST_LAUNCHED:
+            LAUNCHED.clear()
+        # Compiled kernels count constants among their arguments. A kernel that is held keeps its id.
+        LAUNCHED[key] = kernel, compiled, tuple(constants[name] for name in kernel.arg_names[len(arguments) :])
+
+
+def _fact(x):
+    """What a kernel is specialised by, of an argument that is neither an integer nor a tensor: a number's type, a descriptor's boxes."""
+    return (x.base.dtype, *x.block_shape) if hasattr(x, "block_shape") else type(x)
 
 
 def _launch(kernel, programs, *arguments, warps, stages, **constants):
     """Run `programs` programs of a kernel, if any."""
-    if programs > 0:
-        kernel[(programs,)](*arguments, **constants, num_warps=warps, num_stages=stages)
+    _start(kernel, programs, arguments, constants, dict(num_warps=warps, num_stages=stages))
 
 
 def _launch_hopper(kernel, programs, *arguments, warps, **constants):
     """Run `programs` programs of a Hopper kernel, if any. warps: those that compute, in warpgroups of four; four more share the
     registers with them, of which one copies."""
-    if programs > 0:
-        registers = 65536 // (32 * (warps + 4)) // 8 * 8
-        kernel[(programs,)](*arguments, **constants, num_warps=4, maxnreg=registers)
+    registers = 65536 // (32 * (warps + 4)) // 8 * 8
+    _start(kernel, programs, arguments, constants, dict(num_warps=4, maxnreg=registers))
+
+
+BOXES = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
 
 
 def _describe(tensor, rows, width=None):
@@ -2048,8 +2062,7 @@ def _describe(tensor, rows, width=None):
     dim = tensor.shape[3]
     # Dimensions of size one may have any stride in torch; the card wants multiples of 16 bytes.
     strides = list(stride if size > 1 else dim for size, stride in zip(tensor.shape[:3], tensor.stride()[:3]))
-    layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
-    return hopper_host.TensorDescriptor(tensor, list(tensor.shape), [*strides, 1], [1, 1, rows, width or dim], layout)
+    return hopper_host.TensorDescriptor(tensor, list(tensor.shape), [*strides, 1], [1, 1, rows, width or dim], BOXES)
 
 
 def _on_hopper(dim_qk, dim_v, *tensors):
@@ -2072,6 +2085,11 @@ def _aligned(tensor):
 def _is_wide(*tensors):
     """Whether an offset within one batch of a tensor may need 64 bits."""
     return any(sum((size - 1) * abs(stride) for size, stride in zip(x.shape[1:], x.stride()[1:])) >= 2**31 for x in tensors)
+
+
+def _zeros_like(x):
+    """Zeros to add to, in the type of sums: x itself if it has that."""
+    return x.zero_() if x.dtype == ACC_TORCH else torch.zeros(x.shape, device=x.device, dtype=ACC_TORCH)
 
 
 def _run_heads(
@@ -2098,7 +2116,7 @@ def _run_heads(
     folded_delta_windowed = torch.empty(batch, heads, n_tokens, device=q.device, dtype=ACC_TORCH)
     grad_gates = torch.empty(gates.shape, device=gates.device, dtype=gates.dtype) if "gates" in wanted else gates
     _launch(
-        rows_backward, batch * heads * triton.cdiv(n_tokens, 32),
+        rows_backward, batch * heads * _cdiv(n_tokens, 32),
         grad_out, outs["compressed"], lse["compressed"], outs["selected"], lse["selected"], outs["windowed"], lse["windowed"],
         grad_lse["compressed"].contiguous() if "compressed" in grad_lse else grad_out, grad_lse["selected"].contiguous() if "selected" in grad_lse else grad_out, grad_lse["windowed"].contiguous() if "windowed" in grad_lse else grad_out,
         gates, folded_lse_compressed, folded_delta_compressed, folded_lse_selected, folded_delta_selected, folded_lse_windowed, folded_delta_windowed, grad_gates, wild,
@@ -2107,20 +2125,23 @@ def _run_heads(
     if "gates" in wanted:
         grads["gates"] = grad_gates
 
-    # Queries of compressed.
+    # Queries of compressed and windowed, on Hopper.
     if any(each in wanted for each in ("q",)):
         sum_q = torch.empty(batch, heads, n_tokens, dim_qk, device=q.device, dtype=ACC_TORCH)
-        on_hopper = _on_hopper(128, 128, q, slots["summary"][0], grad_out, slots["summary"][1])
+        on_hopper = _on_hopper(128, 128, q, slots["summary"][0], k, grad_out, slots["summary"][1], v)
         if on_hopper:
             HEADS = 2 if group % 2 == 0 else 1
             _launch_hopper(
-                attend_compressed_queries_hopper, batch * (heads // HEADS) * triton.cdiv(n_tokens, 128 // HEADS),
-                wild, _describe(_aligned(q), 64), _describe(_aligned(slots["summary"][0]), 64), _describe(_aligned(slots["summary"][1]), 64), _describe(_aligned(grad_out), 64),
-                folded_lse_compressed, folded_delta_compressed, sum_q, sum_q, scale, n_tokens, slots["summary"][0].shape[2], heads, kv_heads,
+                attend_compressed_queries_with_windowed_hopper, batch * (heads // HEADS) * _cdiv(n_tokens, 128 // HEADS),
+                wild, _describe(_aligned(q), 64), _describe(_aligned(slots["summary"][0]), 64), _describe(_aligned(slots["summary"][1]), 64), _describe(_aligned(k), 64), _describe(_aligned(v), 64), _describe(_aligned(grad_out), 64),
+                folded_lse_compressed, folded_delta_compressed, folded_lse_windowed, folded_delta_windowed, sum_q, sum_q, scale, n_tokens, slots["summary"][0].shape[2], k.shape[2], heads, kv_heads,
                 DIM=dim_qk, HEADS=HEADS, ADD=False, warps=8,
             )
+
+    # Queries of compressed.
+    if any(each in wanted for each in ("q",)):
         _launch(
-            attend_compressed_queries, batch * heads * triton.cdiv(n_tokens, 128),
+            attend_compressed_queries, batch * heads * _cdiv(n_tokens, 128),
             q, slots["summary"][0], slots["summary"][1], grad_out, folded_lse_compressed, folded_delta_compressed, wild, sum_q, sum_q, scale, n_tokens, slots["summary"][0].shape[2], heads, kv_heads,
             *q.stride()[:3], *slots["summary"][0].stride()[:3], *slots["summary"][1].stride()[:3], *grad_out.stride()[:3],
             DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v), ADD=False, BESIDE=on_hopper, warps=8, stages=3,
@@ -2128,17 +2149,8 @@ def _run_heads(
 
     # Queries of windowed.
     if any(each in wanted for each in ("q",)):
-        on_hopper = _on_hopper(128, 128, q, k, grad_out, v)
-        if on_hopper:
-            HEADS = 2 if group % 2 == 0 else 1
-            _launch_hopper(
-                attend_windowed_queries_hopper, batch * (heads // HEADS) * triton.cdiv(n_tokens, 128 // HEADS),
-                wild, _describe(_aligned(q), 64), _describe(_aligned(k), 64), _describe(_aligned(v), 64), _describe(_aligned(grad_out), 64),
-                folded_lse_windowed, folded_delta_windowed, sum_q, sum_q, scale, n_tokens, k.shape[2], heads, kv_heads,
-                DIM=dim_qk, HEADS=HEADS, ADD=True, warps=8,
-            )
         _launch(
-            attend_windowed_queries, batch * heads * triton.cdiv(n_tokens, 128),
+            attend_windowed_queries, batch * heads * _cdiv(n_tokens, 128),
             q, k, v, grad_out, folded_lse_windowed, folded_delta_windowed, wild, sum_q, sum_q, scale, n_tokens, k.shape[2], heads, kv_heads,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *grad_out.stride()[:3],
             DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v), ADD=True, BESIDE=on_hopper, warps=8, stages=3,
@@ -2148,7 +2160,7 @@ def _run_heads(
     if any(each in wanted for each in ("q",)):
         grads["q"] = q_grad if q_grad is not None else torch.empty(batch, heads, n_tokens, dim_qk, device=q.device, dtype=q.dtype)
         keys, values = _near(k, 64), _near(v, 64)
-        ROWS, UNION_ROWS = max(16, min(64, triton.next_power_of_2(group))), 64 if group >= 8 else 16
+        ROWS, UNION_ROWS = max(16, min(64, _power_of_2(group))), 64 if group >= 8 else 16
         SHORT = n_tokens < 64
         TAKEN = group <= UNION_ROWS
         QUERIES = _tile_queries(group, 16, UNION_ROWS) if TAKEN else 1
@@ -2158,15 +2170,15 @@ def _run_heads(
             # The keys' step makes this gradient from its slopes, unless something is not finite.
             TAKEN, most = True, 2**30
         elif TAKEN:
-            unions, sizes = _unite_blocks(chosen["selected"], QUERIES)
+            unions, sizes, _ = _unite_blocks(chosen["selected"], QUERIES)
             _launch(
-                attend_selected_union_queries, batch * kv_heads * triton.cdiv(n_tokens, QUERIES),
+                attend_selected_union_queries, batch * kv_heads * _cdiv(n_tokens, QUERIES),
                 q, keys, values, grad_out, folded_lse_selected, folded_delta_selected, unions, sizes, wild, sum_q, grads["q"], scale, n_tokens, heads, kv_heads, most,
                 *q.stride()[:3], *keys.stride()[:3], *values.stride()[:3], *grad_out.stride()[:3],
                 DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v), GROUP=group, QUERIES=QUERIES, SHORT=SHORT, ROWS=UNION_ROWS, ADD=True, warps=4 if group >= 8 else 2, stages=2 if group >= 8 else 3,
             )
         _launch(
-            attend_selected_queries, batch * kv_heads * triton.cdiv(n_tokens, QUERIES) * triton.cdiv(group, ROWS),
+            attend_selected_queries, batch * kv_heads * _cdiv(n_tokens, QUERIES) * _cdiv(group, ROWS),
             q, keys, values, grad_out, folded_lse_selected, folded_delta_selected, chosen["selected"], sizes, wild, sum_q, grads["q"], scale, n_tokens, heads, kv_heads, most,
             *q.stride()[:3], *keys.stride()[:3], *values.stride()[:3], *grad_out.stride()[:3],
             DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v), GROUP=group, QUERIES=QUERIES, SHORT=SHORT, ROWS=ROWS, TAKEN=TAKEN, ADD=True, warps=2, stages=3,
@@ -2176,7 +2188,7 @@ def _run_heads(
     if any(each in wanted for each in ("slots.summary.keys", "slots.summary.values")):
         n_keys = slots["summary"][0].shape[2]
         on_hopper = _on_hopper(128, 128, q, slots["summary"][0], grad_out, slots["summary"][1])
-        programs = batch * kv_heads * triton.cdiv(n_keys, 128)
+        programs = batch * kv_heads * _cdiv(n_keys, 128)
         SPLIT = 1
         while group % (2 * SPLIT) == 0 and programs * SPLIT < PROGRAMS_WANTED:
             SPLIT = 2 * SPLIT
@@ -2195,7 +2207,7 @@ def _run_heads(
                 DIM=dim_qk, MEMBERS=group // SPLIT, SPLIT=SPLIT, ADD=False, warps=8,
             )
         _launch(
-            attend_compressed_keys, batch * kv_heads * triton.cdiv(n_keys, 128) * SPLIT,
+            attend_compressed_keys, batch * kv_heads * _cdiv(n_keys, 128) * SPLIT,
             q, slots["summary"][0], slots["summary"][1], grad_out, folded_lse_compressed, folded_delta_compressed, wild, grads["slots.summary.keys"], key_parts, grads["slots.summary.values"], value_parts, scale, n_tokens, n_keys, heads, kv_heads,
             *q.stride()[:3], *slots["summary"][0].stride()[:3], *slots["summary"][1].stride()[:3], *grad_out.stride()[:3],
             DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v), SPLIT=SPLIT, ADD=False, BESIDE=on_hopper, warps=8, stages=3,
@@ -2206,71 +2218,69 @@ def _run_heads(
 
     # Keys and values of selected, by the blocks of selected.
     if any(each in wanted for each in ("k", "v")):
-        n_blocks = triton.cdiv(n_tokens, 64)
+        n_blocks = _cdiv(n_tokens, 64)
         sum_k = torch.empty(batch, kv_heads, n_tokens, dim_qk, device=q.device, dtype=ACC_TORCH)
         sum_v = torch.empty(batch, kv_heads, n_tokens, dim_v, device=q.device, dtype=ACC_TORCH)
         GROUP, SHARED, owners = group, 1, kv_heads
+        n_owners = batch * owners
         item_rows, lists, WIDE = ITEM_ROWS, chosen["selected"], _is_wide(q, grad_out)
-        KEEP, CHUNKS, chunk, at_once = False, 1, n_tokens, batch * owners
+        KEEP, CHUNKS, chunk, at_once = False, 1, n_tokens, n_owners
         slopes = q
         if KEEP_SLOPES and "q" in wanted:
-            # The queries' gradient from these kernels' slopes, of as many queries at a time as there is room for. A launch is short
-            # then: it takes shorter items to fill the card to the end.
-            item_rows = KEPT_ITEM_ROWS
-            KEEP, room = True, max(1, SLOPE_BYTES // (16 * GROUP * 64 * q.element_size()))
-            CHUNKS = triton.cdiv(n_tokens, room)
-            chunk, at_once = triton.cdiv(n_tokens, CHUNKS), max(1, min(at_once, room // n_tokens))
+            # The queries' gradient from these kernels' slopes, of as many queries at a time as there is room for. A launch is short then: it
+            # takes shorter items to fill the card to the end.
+            item_rows, KEEP = KEPT_ITEM_ROWS, True
+            room = max(1, SLOPE_BYTES // (16 * GROUP * 64 * q.element_size()))
+            CHUNKS = _cdiv(n_tokens, room)
+            QUERIES = _tile_queries(GROUP, 16, 64)
+            chunk = _cdiv(_cdiv(n_tokens, CHUNKS), QUERIES) * QUERIES
+            CHUNKS = _cdiv(n_tokens, chunk)
+            at_once = max(1, min(at_once, room // chunk))
             slopes = torch.empty(at_once, chunk, 16, GROUP, 64, device=q.device, dtype=q.dtype)
-            if CHUNKS > 1:
+            unions = _unite_blocks(lists, QUERIES, with_slots=True)
+            if CHUNKS * chunk > n_tokens or CHUNKS > 1:
                 lists = torch.nn.functional.pad(lists, (0, 0, 0, CHUNKS * chunk - n_tokens), value=-1)
-                lists = lists.view(batch, owners * CHUNKS, chunk, 16)
+                lists = lists.view(n_owners, CHUNKS, chunk, 16).transpose(0, 1).reshape(1, CHUNKS * n_owners, chunk, 16)
         longest = max(16, item_rows // (1 * GROUP))
-        entries, starts, counts, blocks, ends = _invert_blocks(lists, owners * CHUNKS, n_blocks, longest, slots=KEEP)
-        # Queries of chunk `place` take blocks that begin before its end. Of items there may be one more a block than full ones.
-        reached = list(min(n_blocks, triton.cdiv((place + 1) * chunk, 64)) for place in range(CHUNKS))
-        n_full = lists.numel() // (batch * owners * CHUNKS) // longest
-        sums = []
-        for total in (sum_k, sum_v):
-            sums.append(total if CHUNKS == 1 or total.dtype == ACC_TORCH else torch.empty(total.shape, device=q.device, dtype=ACC_TORCH))
-        for first in range(0, batch * owners, at_once):
-            n_lists = min(at_once, batch * owners - first)
-            key_parts = torch.empty(n_lists * (n_blocks + n_full) * SHARED, 64, dim_qk, device=q.device, dtype=ACC_TORCH)
-            value_parts = torch.empty(n_lists * (n_blocks + n_full) * SHARED, 64, dim_v, device=q.device, dtype=ACC_TORCH)
-            # The last chunk reaches all blocks: what it stores the others add to.
-            for place in range(CHUNKS - 1, -1, -1):
+        entries, items, ends = _invert_blocks(lists, CHUNKS * n_owners // lists.shape[0], n_blocks, longest, slots=KEEP)
+        places = items.shape[1]
+        sums = _zeros_like(sum_k), _zeros_like(sum_v)
+        key_parts = torch.empty(at_once * (places - n_blocks) * SHARED, 64, dim_qk, device=q.device, dtype=ACC_TORCH)
+        value_parts = torch.empty(at_once * (places - n_blocks) * SHARED, 64, dim_v, device=q.device, dtype=ACC_TORCH)
+        sizes = dict(DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v), SHARED=SHARED)
+        for place in range(CHUNKS):
+            for first in range(0, n_owners, at_once):
+                n_lists = min(at_once, n_owners - first)
                 for WILD in (False, True):
                     _launch(
-                        chosen_keys_selected, n_lists * (reached[place] + n_full) * SHARED * 1,
-                        q, k, v, grad_out, folded_lse_selected, folded_delta_selected, entries, starts, counts, blocks, ends, key_parts, value_parts, slopes, wild,
-                        scale, n_tokens, n_blocks, first * CHUNKS + place, n_lists, CHUNKS, chunk, heads, kv_heads,
+                        chosen_keys_selected, n_lists * places * SHARED * 1,
+                        q, k, v, grad_out, folded_lse_selected, folded_delta_selected, entries, items, *sums, key_parts, value_parts, slopes, wild,
+                        scale, n_tokens, n_blocks, places, place * n_owners + first, n_owners, chunk, heads, kv_heads,
                         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *grad_out.stride()[:3],
-                        DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v), GROUP=GROUP, SHARED=SHARED, KEEP=KEEP, WIDE=WIDE, WILD=WILD, warps=4, stages=3,
+                        GROUP=GROUP, KEEP=KEEP, WIDE=WIDE, WILD=WILD, warps=4, stages=3, **sizes,
                     )
                 if KEEP:
                     _launch(
-                        slopes_selected_queries, n_lists * chunk,
-                        k, chosen["selected"], slopes, wild, sum_q, grads["q"],
+                        slopes_selected_queries, n_lists * (chunk // QUERIES),
+                        k, *unions, slopes, wild, sum_q, grads["q"],
                         scale, n_tokens, first, place * chunk, chunk, kv_heads, *k.stride()[:3],
-                        DIM=dim_qk, PAD=_pad(dim_qk), GROUP=GROUP, ROWS=_pad(GROUP), ADD=True, warps=2, stages=5,
+                        DIM=dim_qk, PAD=_pad(dim_qk), GROUP=GROUP, QUERIES=QUERIES, ROWS=_pad(QUERIES * GROUP), ADD=True, warps=4, stages=6,
                     )
-                later = place < CHUNKS - 1
-                for parts, partial, total, dim in ((key_parts, sum_k, sums[0], dim_qk), (value_parts, sum_v, sums[1], dim_v)):
-                    _launch(
-                        add_parts_selected, n_lists * SHARED * reached[place] * 1,
-                        parts, ends, total if later else partial, total, n_tokens, n_blocks, reached[place], first * CHUNKS + place, CHUNKS, DIM=dim, PAD=_pad(dim), SHARED=SHARED, ADD=later, warps=4, stages=2,
-                    )
-        if sums[0] is not sum_k:
-            sum_k.copy_(sums[0])
-        if sums[1] is not sum_v:
-            sum_v.copy_(sums[1])
+                _launch(
+                    add_parts_selected, n_lists * SHARED * n_blocks * 1,
+                    key_parts, value_parts, ends, *sums, n_tokens, n_blocks, places, place * n_owners + first, n_owners, **sizes, warps=4, stages=2,
+                )
+        for total, out in zip(sums, (sum_k, sum_v)):
+            if total is not out:
+                out.copy_(total)
         # What only this step needs is free before the next.
-        key_parts = value_parts = parts = sums = partial = total = slopes = entries = starts = counts = blocks = ends = lists = None
+        key_parts = value_parts = sums = total = out = slopes = unions = entries = items = ends = lists = None
 
     # Keys and values of windowed.
     if any(each in wanted for each in ("k", "v")):
         n_keys = k.shape[2]
         on_hopper = _on_hopper(128, 128, q, k, grad_out, v)
-        programs = batch * kv_heads * triton.cdiv(n_keys, 128)
+        programs = batch * kv_heads * _cdiv(n_keys, 128)
         SPLIT = 1
         while group % (2 * SPLIT) == 0 and programs * SPLIT < PROGRAMS_WANTED:
             SPLIT = 2 * SPLIT
@@ -2289,7 +2299,7 @@ def _run_heads(
                 DIM=dim_qk, MEMBERS=group // SPLIT, SPLIT=SPLIT, ADD=SPLIT == 1, warps=8,
             )
         _launch(
-            attend_windowed_keys, batch * kv_heads * triton.cdiv(n_keys, 128) * SPLIT,
+            attend_windowed_keys, batch * kv_heads * _cdiv(n_keys, 128) * SPLIT,
             q, k, v, grad_out, folded_lse_windowed, folded_delta_windowed, wild, sum_k, key_parts, sum_v, value_parts, scale, n_tokens, n_keys, heads, kv_heads,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *grad_out.stride()[:3],
             DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v), SPLIT=SPLIT, ADD=SPLIT == 1, BESIDE=on_hopper, warps=8, stages=3,

@@ -59,7 +59,7 @@ def hold_tile(tile):
 ITEM_ROWS = 16384
 KEPT_ITEM_ROWS = 4096
 KEEP_SLOPES = True
-SLOPE_BYTES = 536870912
+SLOPE_BYTES = 268435456
 SUM_BYTES = 536870912
 PROGRAMS_WANTED = 264
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -122,9 +122,6 @@ def rows_backward(
     row = (batch * heads + head) * n_tokens + tokens
     grad_base = grad_out_ptr + batch * grad_batch + tl.cast(head, tl.int64) * grad_head
     grad_out = load_rows(grad_base, tokens, grad_token, ok, DIM, PAD, True).to(ACC)
-    # Read here anyway: what find_wild asks of the other tensors.
-    if tl.max(tl.max((grad_out - grad_out != 0.0).to(tl.int32), 1), 0) > 0:
-        tl.store(wild_ptr, 1)
     dot_output = tl.sum(grad_out * load_rows(out_output_ptr, row, DIM, ok, DIM, PAD, True).to(ACC), 1)
     lse = tl.load(lse_output_ptr + row, mask=ok, other=0.0).to(ACC)
     folded_lse, folded_delta = lse * LOG2E, dot_output
@@ -134,6 +131,9 @@ def rows_backward(
     folded_lse = tl.where(folded_delta - folded_delta != 0.0, float("nan"), folded_lse)
     tl.store(folded_lse_output_ptr + row, folded_lse, mask=ok)
     tl.store(folded_delta_output_ptr + row, folded_delta, mask=ok)
+    # Read here anyway: what find_wild asks of the other tensors. Last, so that no load waits for the answer.
+    if tl.max(tl.max((grad_out - grad_out != 0.0).to(tl.int32), 1), 0) > 0:
+        tl.store(wild_ptr, 1)
 
 
 @triton.jit(do_not_specialize=["n_tokens", "n_keys"])
@@ -240,11 +240,11 @@ def _pad_rows(tile, wild, lse, delta):
     """What kernels that walk query tiles of `tile` rows read of rows: how many tokens fill whole tiles, and views of their facts. lse,
     delta: as rows_backward folds them, contiguous float32 (batch, heads, tokens)."""
     batch, heads, n_tokens = lse.shape
-    padded = max(1, triton.cdiv(n_tokens, tile)) * tile
+    padded = max(1, _cdiv(n_tokens, tile)) * tile
     n_rows = max(1, batch * heads) * padded
     facts = torch.empty(2, n_rows, device=lse.device, dtype=torch.float32)
     _launch(
-        pad_rows, batch * heads * triton.cdiv(padded, 1024),
+        pad_rows, batch * heads * _cdiv(padded, 1024),
         wild, lse, delta, facts[0], facts[1], n_tokens, padded, warps=4, stages=1,
     )
     layout = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)
@@ -487,7 +487,7 @@ def attend_output_queries_hopper(
     DIM: gl.constexpr, HEADS: gl.constexpr, ADD: gl.constexpr,
 ):
     """Branch output: the gradient of its queries. For finite inputs. HEADS: heads a program serves, one or two."""
-    # Programs are short and do not wait for the flag: if it is up, they take one turn and store nothing.
+    # Programs are short and do not wait for the flag: if it is up, they take one turn a branch and store nothing.
     wild = gl.load(wild_ptr)
     n_stored = gl.where(wild == 0, n_tokens, 0)
     TILE_M: gl.constexpr = 128 // HEADS
@@ -560,7 +560,7 @@ def _find_wild(*tensors):
     for x in tensors:
         batch, heads, n_rows, dim = x.shape
         _launch(
-            find_wild, batch * heads * triton.cdiv(n_rows, 128),
+            find_wild, batch * heads * _cdiv(n_rows, 128),
             x, wild, n_rows, heads, *x.stride()[:3], DIM=dim, PAD=_pad(dim), warps=4, stages=1,
         )
     return wild
@@ -894,23 +894,68 @@ def attend_output_keys_hopper(
     )
 
 
+def _cdiv(a, b):
+    """How many b's cover a. (triton.cdiv is made for kernels too, which takes the host ten times as long.)"""
+    return -(-a // b)
+
+
+def _power_of_2(n):
+    """The smallest power of two that is at least n, which is positive."""
+    return 1 << (n - 1).bit_length()
+
+
 def _pad(dim):
     """A head dimension as the kernels see it."""
-    return max(16, triton.next_power_of_2(dim))
+    return max(16, _power_of_2(dim))
+
+
+LAUNCHED = {}
+MOST_LAUNCHED = 4096
+
+
+def _start(kernel, programs, arguments, constants, options):
+    """Run `programs` programs of a kernel, if any. To find what a launch is compiled to takes Triton longer than a short kernel runs:
+    a launch is remembered by all that kernels are specialised by, and one like it goes straight to the compiled kernel, which sees to
+    device, stream and hooks itself. Nothing is remembered where kernels are interpreted, or only compiled, or on AMD's cards, for which
+    they are specialised by a tensor's size as well."""
+    if programs <= 0:
+        return
+    facts = tuple(
+        x if type(x) is int else (x.dtype, x.get_device(), x.data_ptr() % 16) if isinstance(x, torch.Tensor) else _fact(x)
+        for x in arguments
+    )
+    key = (id(kernel), *facts, *constants.items(), *options.values())
+    known = LAUNCHED.get(key)
+    if known is not None:
+        _, compiled, rest = known
+        compiled[(programs, 1, 1)](*arguments, *rest)
+        return
+    compiled = kernel[(programs,)](*arguments, **constants, **options)
+    if isinstance(kernel, triton.JITFunction) and isinstance(compiled, triton.compiler.CompiledKernel) and torch.version.hip is None:
+        if len(LAUNCHED) >= MOST_LAUNCHED:
+            LAUNCHED.clear()
+        # Compiled kernels count constants among their arguments. A kernel that is held keeps its id.
+        LAUNCHED[key] = kernel, compiled, tuple(constants[name] for name in kernel.arg_names[len(arguments) :])
+
+
+def _fact(x):
+    """What a kernel is specialised by, of an argument that is neither an integer nor a tensor: a number's type, a descriptor's boxes."""
+    return (x.base.dtype, *x.block_shape) if hasattr(x, "block_shape") else type(x)
 
 
 def _launch(kernel, programs, *arguments, warps, stages, **constants):
     """Run `programs` programs of a kernel, if any."""
-    if programs > 0:
-        kernel[(programs,)](*arguments, **constants, num_warps=warps, num_stages=stages)
+    _start(kernel, programs, arguments, constants, dict(num_warps=warps, num_stages=stages))
 
 
 def _launch_hopper(kernel, programs, *arguments, warps, **constants):
     """Run `programs` programs of a Hopper kernel, if any. warps: those that compute, in warpgroups of four; four more share the
     registers with them, of which one copies."""
-    if programs > 0:
-        registers = 65536 // (32 * (warps + 4)) // 8 * 8
-        kernel[(programs,)](*arguments, **constants, num_warps=4, maxnreg=registers)
+    registers = 65536 // (32 * (warps + 4)) // 8 * 8
+    _start(kernel, programs, arguments, constants, dict(num_warps=4, maxnreg=registers))
+
+
+BOXES = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
 
 
 def _describe(tensor, rows, width=None):
@@ -921,8 +966,7 @@ def _describe(tensor, rows, width=None):
     dim = tensor.shape[3]
     # Dimensions of size one may have any stride in torch; the card wants multiples of 16 bytes.
     strides = list(stride if size > 1 else dim for size, stride in zip(tensor.shape[:3], tensor.stride()[:3]))
-    layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
-    return hopper_host.TensorDescriptor(tensor, list(tensor.shape), [*strides, 1], [1, 1, rows, width or dim], layout)
+    return hopper_host.TensorDescriptor(tensor, list(tensor.shape), [*strides, 1], [1, 1, rows, width or dim], BOXES)
 
 
 def _on_hopper(dim_qk, dim_v, *tensors):
@@ -967,27 +1011,30 @@ def run_backward(
     folded_lse_output = torch.empty(batch, heads, n_tokens, device=q.device, dtype=ACC_TORCH)
     folded_delta_output = torch.empty(batch, heads, n_tokens, device=q.device, dtype=ACC_TORCH)
     _launch(
-        rows_backward, batch * heads * triton.cdiv(n_tokens, 32),
+        rows_backward, batch * heads * _cdiv(n_tokens, 32),
         grad_out, outs["output"], lse["output"],
         grad_lse["output"].contiguous() if "output" in grad_lse else grad_out,
         folded_lse_output, folded_delta_output, wild,
         n_tokens, heads, *grad_out.stride()[:3], DIM=dim_v, PAD=_pad(dim_v), LSE_0_output="output" in grad_lse, warps=4, stages=1,
     )
 
-    # Queries of output.
+    # Queries of output, on Hopper.
     if any(each in wanted for each in ("q",)):
         grads["q"] = torch.empty(batch, heads, n_tokens, dim_qk, device=q.device, dtype=q.dtype)
         on_hopper = _on_hopper(128, 128, q, k, grad_out, v)
         if on_hopper:
             HEADS = 2 if group % 2 == 0 else 1
             _launch_hopper(
-                attend_output_queries_hopper, batch * (heads // HEADS) * triton.cdiv(n_tokens, 128 // HEADS),
+                attend_output_queries_hopper, batch * (heads // HEADS) * _cdiv(n_tokens, 128 // HEADS),
                 wild, _describe(_aligned(q), 64), _describe(_aligned(k), 64), _describe(_aligned(v), 64), _describe(_aligned(grad_out), 64),
                 folded_lse_output, folded_delta_output, grads["q"], grads["q"], scale, n_tokens, k.shape[2], heads, kv_heads,
                 DIM=dim_qk, HEADS=HEADS, ADD=False, warps=8,
             )
+
+    # Queries of output.
+    if any(each in wanted for each in ("q",)):
         _launch(
-            attend_output_queries, batch * heads * triton.cdiv(n_tokens, 128),
+            attend_output_queries, batch * heads * _cdiv(n_tokens, 128),
             q, k, v, grad_out, folded_lse_output, folded_delta_output, wild, grads["q"], grads["q"], scale, n_tokens, k.shape[2], heads, kv_heads,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *grad_out.stride()[:3],
             DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v), ADD=False, BESIDE=on_hopper, warps=8, stages=3,
@@ -997,7 +1044,7 @@ def run_backward(
     if any(each in wanted for each in ("k", "v")):
         n_keys = k.shape[2]
         on_hopper = _on_hopper(128, 128, q, k, grad_out, v)
-        programs = batch * kv_heads * triton.cdiv(n_keys, 128)
+        programs = batch * kv_heads * _cdiv(n_keys, 128)
         SPLIT = 1
         while group % (2 * SPLIT) == 0 and programs * SPLIT < PROGRAMS_WANTED:
             SPLIT = 2 * SPLIT
@@ -1016,7 +1063,7 @@ def run_backward(
                 DIM=dim_qk, MEMBERS=group // SPLIT, SPLIT=SPLIT, ADD=False, warps=8,
             )
         _launch(
-            attend_output_keys, batch * kv_heads * triton.cdiv(n_keys, 128) * SPLIT,
+            attend_output_keys, batch * kv_heads * _cdiv(n_keys, 128) * SPLIT,
             q, k, v, grad_out, folded_lse_output, folded_delta_output, wild, grads["k"], key_parts, grads["v"], value_parts, scale, n_tokens, n_keys, heads, kv_heads,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *grad_out.stride()[:3],
             DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v), SPLIT=SPLIT, ADD=False, BESIDE=on_hopper, warps=8, stages=3,
