@@ -146,9 +146,10 @@ def _kernels(label: str, pattern: Pattern, shape: LaunchShape, call: Call, times
     joined = [re.split("_queries_with_|_with_", each[len("attend_") : -len("_hopper")]) for each in times if "_queries_with_" in each]
     leave = {f"attend_{branch}_queries" for branches in joined for branch in branches}
     for name, kernel in planned.items():
+        beside = {f"{name}_union", f"{name}_by_blocks", f"slopes_{name.removeprefix('attend_')}"}
         if f"{name}_hopper" in times:
             yield Measured(f"{label} {name} (gluon)", kernel.work(), float(times[f"{name}_hopper"]))
-        elif name in times and name not in leave and not {f"{name}_union", f"slopes_{name.removeprefix('attend_')}"} & times.keys():
+        elif name in times and name not in leave and not beside & times.keys():
             # A kernel beside one of these, or beside one that does the work of several, leaves at once.
             yield Measured(f"{label} {name}", plain[name].work(), float(times[name]))
 

@@ -74,7 +74,7 @@ SECTIONS: dict[str, tuple[Job, ...]] = {
     "fla": (replace(_nsa("random", ("fla",), own=False), settings=Settings((8 * K, 64 * K), peers=("fla",), own=False)),),
 }
 
-BUDGETS = {"nsa": 70.0, "shapes": 50.0, "groups": 40.0, "static": 120.0, "scaling": 50.0, "fla": 120.0}
+BUDGETS = {"nsa": 110.0, "shapes": 90.0, "groups": 70.0, "static": 200.0, "scaling": 70.0, "fla": 180.0}
 """Seconds of each section, starting included."""
 
 

@@ -120,6 +120,6 @@ def _member(choice: Choice, tokens: str) -> ctx.ListMember:
 
 def sum_blocks(choice: Choice) -> ctx.SumBlocks:
     """The context of the sum over the parts of a choice's inverse index."""
-    tile = max(16, min(64, 1 << (choice.block - 1).bit_length()))
+    tile = max(16, min(32, 1 << (choice.block - 1).bit_length()))
     doc = f"Choice {choice.name}: gradients of its blocks, added up."
     return ctx.SumBlocks(f"add_parts_{choice.name}", doc, choice.block, tile, -(-choice.block // tile))

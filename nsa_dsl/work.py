@@ -10,6 +10,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from nsa_dsl.count import count_pairs
+from nsa_dsl.integer_set import TooComplex
 from nsa_dsl.launch import LaunchShape, Tiles
 from nsa_dsl.lift import slot_count
 from nsa_dsl.lower import lower
@@ -26,6 +28,9 @@ Kind: TypeAlias = Literal[
 ]
 Engine: TypeAlias = Literal["triton", "gluon"]
 _Integers: TypeAlias = npt.NDArray[np.int64]
+
+_AT_ONCE = 1 << 22
+"""Tiles that are asked for at once: some tens of megabytes."""
 
 UNION_OF = 4
 """Neighbouring queries whose blocks are walked together."""
@@ -276,17 +281,25 @@ def _steps(piece: Piece, environment: dict[str, int | _Integers]) -> _Integers:
     if piece.inner is None:
         return steps
     offset = np.arange(int(steps.max(initial=0)))[None, :]
-    inner = np.broadcast_to(low, steps.shape)[:, None] + piece.step * offset
-    here = {**environment, "tile": np.asarray(environment["tile"])[:, None], "j": inner}
-    return np.asarray(((offset < steps[:, None]) & evaluate(piece.inner, here)).sum(1), np.int64)
+    low, outer = np.broadcast_to(low, steps.shape), np.asarray(environment["tile"])
+    found = np.zeros_like(steps)
+    some = max(1, _AT_ONCE // max(1, offset.size))
+    for start in range(0, len(steps), some):
+        rows = slice(start, start + some)
+        here = {**environment, "tile": outer[rows, None], "j": low[rows, None] + piece.step * offset}
+        found[rows] = ((offset < steps[rows, None]) & evaluate(piece.inner, here)).sum(1)
+    return found
 
 
 @lru_cache(maxsize=64)
 def _visible(relation: Condition, call: Call, keys: Term) -> int:
-    """Pairs that the relation allows, over all heads, counted in tiles of one query: exact."""
-    one = rewrite(relation, {}, {SameDocument(): FULL})
-    full, partial = _visits(one, 1, 1, call, keys, "keys")
-    return call.heads * int((full + partial).sum())
+    """Pairs that the relation allows, over all heads: exact."""
+    try:
+        return count_pairs(relation, call.tokens, heads=call.heads, kv_heads=call.kv_heads, keys=keys)
+    except TooComplex:
+        # Pair by pair, however long it takes.
+        full, partial = _visits(rewrite(relation, {}, {SameDocument(): FULL}), 1, 1, call, keys, "keys")
+        return call.heads * int((full + partial).sum())
 
 
 def blocks_taken(choice: Choice, call: Call) -> _Integers:

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from benchmarks.fit_cost import Measured, fit, measured, report
+from nsa_dsl import work
 from nsa_dsl.cli import main
 from nsa_dsl.cost import Rate, efficiency, load_model, milliseconds, order_candidates, predict_ms
 from nsa_dsl.count import count_pairs
 from nsa_dsl.enumeration import enumerate_tiles
+from nsa_dsl.integer_set import TooComplex
 from nsa_dsl.launch import LaunchShape, Pin, Tiles
 from nsa_dsl.lift import lift_to_slots, slot_count
 from nsa_dsl.loader import load_spec
@@ -51,6 +53,27 @@ def test_visible_pairs_are_exact(nsa: Pattern) -> None:
     assert found["attend_compressed"].work().visible == count_pairs(slots, 1000, heads=4, kv_heads=2, keys=slot_count(compressed.memory))
     for name in ("attend_windowed", "attend_windowed_queries", "attend_windowed_keys"):
         assert found[name].work().visible == count_pairs(windowed.where, 1000, heads=4, kv_heads=2)
+
+
+def test_many_tiles_are_counted_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scattered blocks are asked for tile by tile: at 32k tokens all at once would take gigabytes."""
+    scattered = load_spec(ROOT / "benchmarks/patterns.nsa").pattern("blocks", b=64, m=7)
+    (branch,) = scattered.branches
+    whole = [visits(branch.where, 16, 16, Call(2048, 4, 2), Var("N"), "keys")]
+    work._visits.cache_clear()
+    monkeypatch.setattr(work, "_AT_ONCE", 100)
+    whole.append(visits(branch.where, 16, 16, Call(2048, 4, 2), Var("N"), "keys"))
+    assert np.array_equal(*whole)
+    assert int(np.sum(whole[0])) > 0
+
+
+def test_what_is_too_much_to_count_at_once_is_counted_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> int:
+        raise TooComplex("too many pairs")
+
+    (branch,) = load_spec(ROOT / "benchmarks/patterns.nsa").pattern("blocks", b=16, m=7).branches
+    monkeypatch.setattr(work, "count_pairs", refuse)
+    assert work._visible(branch.where, Call(500, 4, 2), Var("N")) == count_pairs(branch.where, 500, heads=4, kv_heads=2)
 
 
 def test_time_grows_as_the_pattern_does(nsa: Pattern) -> None:

@@ -1618,6 +1618,18 @@ def slopes_selected_queries(
     store_rows(out_ptr, row, total, row_ok, DIM, PAD)
 
 
+@triton.jit
+def add_parts_selected_of(parts_ptr, sum_ptr, part, more, row, sharing, offset, ok, DIM: tl.constexpr, PAD: tl.constexpr, SHARED: tl.constexpr):
+    """Add `more` parts to a tile of a block whose rows begin at `row`."""
+    acc = tl.zeros([offset.shape[0], PAD], ACC)
+    for step in tl.range(more):
+        acc += load_rows(parts_ptr, ((part + step) * SHARED + sharing) * 64 + offset, DIM, ok, DIM, PAD, True)
+    columns = tl.arange(0, PAD)
+    spot = sum_ptr + row * DIM + (offset[:, None] * DIM + columns[None, :])
+    spot_ok = ok[:, None] & (columns < DIM)[None, :]
+    tl.store(spot, acc + tl.load(spot, mask=spot_ok, other=0.0), mask=spot_ok)
+
+
 @triton.jit(do_not_specialize=["n_tokens", "n_blocks", "places", "first_list", "n_owners"])
 def add_parts_selected(
     key_parts_ptr, value_parts_ptr, ends_ptr, key_sum_ptr, value_sum_ptr, n_tokens, n_blocks, places, first_list, n_owners,
@@ -1629,12 +1641,12 @@ def add_parts_selected(
     for every block of every list, how many items there are up to and with it. Lists: one an owner, that is SHARED KV heads, for some
     queries after others.
     """
-    TILE: tl.constexpr = 64
-    program = tl.program_id(0)
-    tile = program % 1
-    block = (program // 1) % n_blocks
-    sharing = (program // 1 // n_blocks) % SHARED
-    list = first_list + program // 1 // n_blocks // SHARED
+    TILE: tl.constexpr = 32
+    program = tl.program_id(0) // 2
+    tile = program % 2
+    block = (program // 2) % n_blocks
+    sharing = (program // 2 // n_blocks) % SHARED
+    list = first_list + program // 2 // n_blocks // SHARED
     block_of_list = list * n_blocks + block
     first = tl.load(ends_ptr + block_of_list - 1, mask=block_of_list > 0, other=0)
     more = tl.load(ends_ptr + block_of_list) - first - 1
@@ -1645,21 +1657,11 @@ def add_parts_selected(
     part = tl.cast(list - first_list, tl.int64) * (places - n_blocks) + before
     offset = tile * TILE + tl.arange(0, TILE)
     ok = (offset < 64) & (block * 64 + offset < n_tokens)
-    key_grad = tl.zeros([TILE, PAD_QK], ACC)
-    value_grad = tl.zeros([TILE, PAD_V], ACC)
-    for step in tl.range(more):
-        rows = ((part + step) * SHARED + sharing) * 64 + offset
-        key_grad += load_rows(key_parts_ptr, rows, DIM_QK, ok, DIM_QK, PAD_QK, True)
-        value_grad += load_rows(value_parts_ptr, rows, DIM_V, ok, DIM_V, PAD_V, True)
     row = (tl.cast(list % n_owners, tl.int64) * SHARED + sharing) * n_tokens + block * 64
-    columns = tl.arange(0, PAD_QK)
-    spot = key_sum_ptr + row * DIM_QK + (offset[:, None] * DIM_QK + columns[None, :])
-    spot_ok = ok[:, None] & (columns < DIM_QK)[None, :]
-    tl.store(spot, key_grad + tl.load(spot, mask=spot_ok, other=0.0), mask=spot_ok)
-    columns = tl.arange(0, PAD_V)
-    spot = value_sum_ptr + row * DIM_V + (offset[:, None] * DIM_V + columns[None, :])
-    spot_ok = ok[:, None] & (columns < DIM_V)[None, :]
-    tl.store(spot, value_grad + tl.load(spot, mask=spot_ok, other=0.0), mask=spot_ok)
+    if tl.program_id(0) % 2 == 0:
+        add_parts_selected_of(key_parts_ptr, key_sum_ptr, part, more, row, sharing, offset, ok, DIM_QK, PAD_QK, SHARED)
+    else:
+        add_parts_selected_of(value_parts_ptr, value_sum_ptr, part, more, row, sharing, offset, ok, DIM_V, PAD_V, SHARED)
 
 
 @triton.jit(do_not_specialize=["n_tokens", "n_keys"])
@@ -2267,7 +2269,7 @@ def _run_heads(
                         DIM=dim_qk, PAD=_pad(dim_qk), GROUP=GROUP, QUERIES=QUERIES, ROWS=_pad(QUERIES * GROUP), ADD=True, warps=4, stages=6,
                     )
                 _launch(
-                    add_parts_selected, n_lists * SHARED * n_blocks * 1,
+                    add_parts_selected, n_lists * SHARED * n_blocks * 4,
                     key_parts, value_parts, ends, *sums, n_tokens, n_blocks, places, place * n_owners + first, n_owners, **sizes, warps=4, stages=2,
                 )
         for total, out in zip(sums, (sum_k, sum_v)):
