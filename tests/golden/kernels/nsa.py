@@ -1014,9 +1014,6 @@ def attend_selected_union(
     result = acc / tl.where(row_sum == 0.0, 1.0, row_sum)[:, None]
     log_sum_exp = tl.where(row_sum == 0.0, float("-inf"), (row_max + tl.log2(tl.where(row_sum == 0.0, 1.0, row_sum))) * LN2)
     row = (batch * heads + first_head + entry % GROUP) * n_tokens + tokens
-    own = result.to(out_ptr.dtype.element_ty)
-    if OWN:
-        store_rows(out_ptr, row, own, row_ok, DIM_V, PAD_V)
     gate = gates_ptr + batch * gates_batch + tl.cast(first_head + entry % GROUP, tl.int64) * gates_head + tl.cast(tokens, tl.int64) * gates_token
     logit_0_compressed = tl.load(gate + 0 * gates_branch, mask=row_ok, other=0.0).to(ACC)
     logit_1_selected = tl.load(gate + 1 * gates_branch, mask=row_ok, other=0.0).to(ACC)
@@ -1024,11 +1021,16 @@ def attend_selected_union(
     weight_0_compressed = tl.sigmoid(logit_0_compressed)
     weight_1_selected = tl.sigmoid(logit_1_selected)
     weight_2_windowed = tl.sigmoid(logit_2_windowed)
+    rows_0_compressed = load_rows(branch_0_compressed_ptr, row, DIM_V, row_ok, DIM_V, PAD_V, True)
+    rows_2_windowed = load_rows(branch_2_windowed_ptr, row, DIM_V, row_ok, DIM_V, PAD_V, True)
+    own = result.to(out_ptr.dtype.element_ty)
     mixed = tl.zeros([ROWS, PAD_V], ACC)
-    mixed += weight_0_compressed[:, None] * load_rows(branch_0_compressed_ptr, row, DIM_V, row_ok, DIM_V, PAD_V, True).to(ACC)
+    mixed += weight_0_compressed[:, None] * rows_0_compressed.to(ACC)
     mixed += weight_1_selected[:, None] * own.to(ACC)
-    mixed += weight_2_windowed[:, None] * load_rows(branch_2_windowed_ptr, row, DIM_V, row_ok, DIM_V, PAD_V, True).to(ACC)
+    mixed += weight_2_windowed[:, None] * rows_2_windowed.to(ACC)
     store_rows(mixed_ptr, row, mixed, row_ok, DIM_V, PAD_V)
+    if OWN:
+        store_rows(out_ptr, row, own, row_ok, DIM_V, PAD_V)
     tl.store(lse_ptr + row, log_sum_exp, mask=row_ok)
 
 
@@ -1095,9 +1097,6 @@ def attend_selected(
         result = acc / tl.where(row_sum == 0.0, 1.0, row_sum)[:, None]
         log_sum_exp = tl.where(row_sum == 0.0, float("-inf"), (row_max + tl.log2(tl.where(row_sum == 0.0, 1.0, row_sum))) * LN2)
         row = (batch * heads + first_head + entry) * n_tokens + token
-        own = result.to(out_ptr.dtype.element_ty)
-        if OWN:
-            store_rows(out_ptr, row, own, row_ok, DIM_V, PAD_V)
         gate = gates_ptr + batch * gates_batch + tl.cast(first_head + entry, tl.int64) * gates_head + tl.cast(token, tl.int64) * gates_token
         logit_0_compressed = tl.load(gate + 0 * gates_branch, mask=row_ok, other=0.0).to(ACC)
         logit_1_selected = tl.load(gate + 1 * gates_branch, mask=row_ok, other=0.0).to(ACC)
@@ -1105,11 +1104,16 @@ def attend_selected(
         weight_0_compressed = tl.sigmoid(logit_0_compressed)
         weight_1_selected = tl.sigmoid(logit_1_selected)
         weight_2_windowed = tl.sigmoid(logit_2_windowed)
+        rows_0_compressed = load_rows(branch_0_compressed_ptr, row, DIM_V, row_ok, DIM_V, PAD_V, True)
+        rows_2_windowed = load_rows(branch_2_windowed_ptr, row, DIM_V, row_ok, DIM_V, PAD_V, True)
+        own = result.to(out_ptr.dtype.element_ty)
         mixed = tl.zeros([ROWS, PAD_V], ACC)
-        mixed += weight_0_compressed[:, None] * load_rows(branch_0_compressed_ptr, row, DIM_V, row_ok, DIM_V, PAD_V, True).to(ACC)
+        mixed += weight_0_compressed[:, None] * rows_0_compressed.to(ACC)
         mixed += weight_1_selected[:, None] * own.to(ACC)
-        mixed += weight_2_windowed[:, None] * load_rows(branch_2_windowed_ptr, row, DIM_V, row_ok, DIM_V, PAD_V, True).to(ACC)
+        mixed += weight_2_windowed[:, None] * rows_2_windowed.to(ACC)
         store_rows(mixed_ptr, row, mixed, row_ok, DIM_V, PAD_V)
+        if OWN:
+            store_rows(out_ptr, row, own, row_ok, DIM_V, PAD_V)
         tl.store(lse_ptr + row, log_sum_exp, mask=row_ok)
 
 
@@ -1310,9 +1314,6 @@ def attend_selected_merged(
         acc += weight[:, None] * load_rows(part_ptr, part * 16 + step, DIM_V, ok, DIM_V, PAD_V, True)
     row_sum_safe = tl.where(row_sum == 0.0, 1.0, row_sum)
     result = acc / row_sum_safe[:, None]
-    own = result.to(out_ptr.dtype.element_ty)
-    if OWN:
-        store_rows(out_ptr, row, own, row_ok, DIM_V, PAD_V)
     gate = gates_ptr + batch * gates_batch + tl.cast(head, tl.int64) * gates_head + tl.cast(tokens, tl.int64) * gates_token
     logit_0_compressed = tl.load(gate + 0 * gates_branch, mask=row_ok, other=0.0).to(ACC)
     logit_1_selected = tl.load(gate + 1 * gates_branch, mask=row_ok, other=0.0).to(ACC)
@@ -1320,11 +1321,16 @@ def attend_selected_merged(
     weight_0_compressed = tl.sigmoid(logit_0_compressed)
     weight_1_selected = tl.sigmoid(logit_1_selected)
     weight_2_windowed = tl.sigmoid(logit_2_windowed)
+    rows_0_compressed = load_rows(branch_0_compressed_ptr, row, DIM_V, row_ok, DIM_V, PAD_V, True)
+    rows_2_windowed = load_rows(branch_2_windowed_ptr, row, DIM_V, row_ok, DIM_V, PAD_V, True)
+    own = result.to(out_ptr.dtype.element_ty)
     mixed = tl.zeros([ROWS, PAD_V], ACC)
-    mixed += weight_0_compressed[:, None] * load_rows(branch_0_compressed_ptr, row, DIM_V, row_ok, DIM_V, PAD_V, True).to(ACC)
+    mixed += weight_0_compressed[:, None] * rows_0_compressed.to(ACC)
     mixed += weight_1_selected[:, None] * own.to(ACC)
-    mixed += weight_2_windowed[:, None] * load_rows(branch_2_windowed_ptr, row, DIM_V, row_ok, DIM_V, PAD_V, True).to(ACC)
+    mixed += weight_2_windowed[:, None] * rows_2_windowed.to(ACC)
     store_rows(mixed_ptr, row, mixed, row_ok, DIM_V, PAD_V)
+    if OWN:
+        store_rows(out_ptr, row, own, row_ok, DIM_V, PAD_V)
     log_sum_exp = tl.where(row_sum == 0.0, float("-inf"), (row_max + tl.log2(row_sum_safe)) * LN2)
     tl.store(lse_ptr + row, log_sum_exp, mask=row_ok)
 
