@@ -497,7 +497,8 @@ def run(
     stride 1; with `kv per branch`, k and v are dicts by branch. gates: logits (batch, heads, tokens, branches). weights,
     compressors: by memory; slots: by memory, made beforehand. scores, indices, choices: by choice; choices fixes blocks beforehand.
     documents: int32 (tokens,), the document of each token. sinks: by branch, (heads,). only_choices: return (None, ...) as soon as the
-    blocks are known. keep: whether the branches' outputs are wanted; one that only the output is made of may be None then. The log-sum-exp is natural, float32, (batch, heads, tokens).
+    blocks are known. keep: whether the branches' outputs are wanted; without, the one whose kernels make the output is None. The
+    log-sum-exp is natural, float32, (batch, heads, tokens).
     """
     batch, heads, n_tokens, dim_qk = q.shape
     any_k = next(iter(k.values())) if isinstance(k, dict) else k

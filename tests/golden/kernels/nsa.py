@@ -964,7 +964,6 @@ def attend_selected_union(
 
     One program a tile of QUERIES queries; none if a value is not finite. GROUP: heads that share a list; ROWS: rows of a program.
     SHORT: there are fewer tokens than a tile has keys. OWN: store the branch, too, not the output alone.
-
     """
     TILE_N: tl.constexpr = 64
     program = tl.program_id(0)
@@ -1047,7 +1046,6 @@ def attend_selected(
     One program a tile of QUERIES queries, one after the other. TAKEN: if all is finite, they are another kernel's. GROUP: heads that
     share a list; ROWS: rows of a program. SHORT: there are fewer tokens than a tile has keys. OWN: store the branch, too,
     not the output alone.
-
     """
     TILE_N: tl.constexpr = 64
     PARTS: tl.constexpr = (GROUP + ROWS - 1) // ROWS
@@ -1287,7 +1285,6 @@ def attend_selected_merged(
     """Branch selected: the softmaxes of single blocks as one.
 
     One program ROWS of the parts' (lists, span, GROUP) rows. OWN: store the branch, too, not the output alone.
-
     """
     if tl.load(wild_ptr) != 0:
         return
@@ -1515,7 +1512,8 @@ def run(
     stride 1; with `kv per branch`, k and v are dicts by branch. gates: logits (batch, heads, tokens, branches). weights,
     compressors: by memory; slots: by memory, made beforehand. scores, indices, choices: by choice; choices fixes blocks beforehand.
     documents: int32 (tokens,), the document of each token. sinks: by branch, (heads,). only_choices: return (None, ...) as soon as the
-    blocks are known. keep: whether the branches' outputs are wanted; one that only the output is made of may be None then. The log-sum-exp is natural, float32, (batch, heads, tokens).
+    blocks are known. keep: whether the branches' outputs are wanted; without, the one whose kernels make the output is None. The
+    log-sum-exp is natural, float32, (batch, heads, tokens).
     """
     batch, heads, n_tokens, dim_qk = q.shape
     any_k = next(iter(k.values())) if isinstance(k, dict) else k

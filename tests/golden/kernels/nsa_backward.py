@@ -1399,7 +1399,6 @@ def chosen_keys_selected(
         following = tl.load(entries + tl.minimum(((step + 1) * TILE_M + place) // ENTRY_ROWS, n_entries - 1))
         unit = entry // 16 if KEEP else entry
         tokens = first_token + unit
-
         member = inside % GROUP
         row_ok = known
         head = first_head + member
@@ -1429,7 +1428,6 @@ def chosen_keys_selected(
         following = tl.load(entries + tl.minimum(((step + 1) * TILE_M + place) // ENTRY_ROWS, n_entries - 1))
         unit = entry // 16 if KEEP else entry
         tokens = first_token + unit
-
         member = inside % GROUP
         row_ok = known
         head = first_head + member
