@@ -1,10 +1,10 @@
-"""Every kernel of NSA and ASA once, forward and backward, at small odd sizes: for compute-sanitizer.
+"""Every kernel of NSA, ASA and causal attention once, forward and backward, at small odd sizes: for compute-sanitizer.
 
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck python benchmarks/sanitize.py
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool racecheck python benchmarks/sanitize.py
 
 Without torch's caching allocator every tensor has bounds that the tool knows. The kernels that ran are printed. Run it once without the
-tool first: then the kernels come from Triton's cache.
+tool first: then the kernels come from Triton's cache. With --dims 64 64 the Gluon kernels of Hopper run, otherwise the plain ones.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ SMALL = (
     ("nsa", "nsa", {"l": 8, "d": 4, "b": 16, "n": 3, "w": 20}),
     ("asa", "global", {"b": 16, "n": 3}),
     ("asa", "local", {"w": 20}),
+    ("causal", "causal", {}),
 )
 """Parameters at which everything shows within a hundred tokens."""
 
-SIZES = Sizes(heads=4, kv_heads=2, dim_qk=24, dim_v=40)
+HEADS, KV_HEADS = 4, 2
 
 
-def run(file: str, name: str, parameters: dict[str, int], dtype: str, tokens: int, device: str) -> dict[str, int]:
+def run(file: str, name: str, parameters: dict[str, int], dtype: str, tokens: int, sizes: Sizes, device: str) -> dict[str, int]:
     """Choose, forward and backward; the kernels launched and how often."""
     pattern = example(file, name, **parameters)
-    op, inputs = AttentionOp(pattern), make_inputs(pattern, TORCH[dtype], tokens, SIZES, device=device)
+    op, inputs = AttentionOp(pattern), make_inputs(pattern, TORCH[dtype], tokens, sizes, device=device)
     counts: dict[str, int] = {}
 
     def counted(kernel: str, launch: Callable[[], None]) -> None:
@@ -46,7 +47,7 @@ def run(file: str, name: str, parameters: dict[str, int], dtype: str, tokens: in
         if device == "cuda":
             torch.cuda.synchronize()
 
-    modules = [op.module(inputs.q, SIZES.dim_v, backward=backward) for backward in (False, True)]
+    modules = [op.module(inputs.q, sizes.dim_v, backward=backward) for backward in (False, True)]
     with launches(modules, counted):
         made = op_gradients(op, inputs, make_cotangents(pattern, inputs)[1])
     bad = [name for name, each in made.items() if not bool(each.isfinite().all())]
@@ -59,12 +60,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", nargs="*", choices=DTYPES, default=["bf16"])
     parser.add_argument("--tokens", type=int, nargs="*", default=[77])
+    parser.add_argument("--dims", type=int, nargs=2, metavar=("D_QK", "D_V"), default=(24, 40))
     parser.add_argument("--device", default="cuda", help="cpu runs under Triton's interpreter, to try this script")
     options = parser.parse_args()
+    sizes = Sizes(heads=HEADS, kv_heads=KV_HEADS, dim_qk=options.dims[0], dim_v=options.dims[1])
     for file, name, parameters in SMALL:
         for dtype in options.dtype:
             for tokens in options.tokens:
-                ran = run(file, name, parameters, dtype, tokens, options.device)
+                ran = run(file, name, parameters, dtype, tokens, sizes, options.device)
                 print(f"{file}.{name} {dtype} N={tokens}: {', '.join(f'{kernel} x {count}' for kernel, count in ran.items())}", flush=True)
     return 0
 

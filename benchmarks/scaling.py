@@ -73,11 +73,11 @@ def main() -> int:
 
 
 def _measure_part(given: argparse.Namespace) -> None:
-    machine, rows = describe_machine(given.commit), dict[tuple[str, int], Row]()
+    machine, rows = describe_machine(given.commit), dict[tuple[str, str, int], Row]()
 
     def report(row: Row) -> None:
         # A row that comes again says more than before.
-        rows[row.case, row.tokens] = row
+        rows[row.case, row.choices, row.tokens] = row
         print("  " + line(row) + (f" ({row.note})" if row.note else ""), flush=True)
         write_json(given.part, machine, list(rows.values()))
 
@@ -89,7 +89,7 @@ def _measure_part(given: argparse.Namespace) -> None:
     try:
         far_row(load_spec(ROOT / HERE).pattern("nsa_mean"), blank, LONG_NSA, report)
     except Exception as error:  # what was measured before stays
-        report(replace(rows.get((NSA, FAR[name]), blank), refused=reason(error)))
+        report(replace(rows.get((NSA, blank.choices, FAR[name]), blank), refused=reason(error)))
 
 
 def per_token_table(rows: list[Row]) -> Table:
@@ -98,14 +98,16 @@ def per_token_table(rows: list[Row]) -> Table:
     for heading in ("case", "tokens", "fwd ns", "of the shortest", "bwd ns", "of the shortest"):
         table.add_column(heading, justify="left" if heading == "case" else "right")
     shortest: dict[str, Row] = {}
-    for row in sorted((each for each in rows if each.case != NSA and each.tokens), key=lambda each: (each.case, each.tokens)):
-        first = shortest.setdefault(row.case, row)
+    measured = [each for each in rows if each.case != NSA and each.tokens]
+    for row in sorted(measured, key=lambda each: (each.case, each.choices != "random", each.tokens)):
+        case = f"{row.case}, {row.choices}" if row.choices else row.case
+        first = shortest.setdefault(case, row)
         cells: list[str] = []
         for ms, least in ((row.forward_ms, first.forward_ms), (row.backward_ms, first.backward_ms)):
             each = None if ms is None else ms * 1e6 / row.tokens
             base = None if not least else least * 1e6 / first.tokens
             cells += ["" if each is None else f"{each:.1f}", "" if each is None or base is None else f"{each / base:.2f}x"]
-        table.add_row(row.case, f"{row.tokens:,}", *cells)
+        table.add_row(case, f"{row.tokens:,}", *cells)
     return table
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 from nsa_dsl.codegen import contexts as ctx
 from nsa_dsl.codegen.contexts_gradient import CompressBackward, RowsBackward, RowsEntry, RowsKind, WeightsBackward
 from nsa_dsl.graph import Part
-from nsa_dsl.pattern import Compress
+from nsa_dsl.pattern import Branch, Compress
 
 _TILE = 32
 """Rows a program: a row of 128 features and its gradient take 64 registers a thread of four warps, in float32."""
@@ -17,12 +17,26 @@ _MERGED = "merge"
 """What the one softmax of a merge is called. No branch can be: the language keeps the word."""
 
 
-def rows_backward(kind: Literal["gate", "mix", "merge", "single"], nodes: Sequence[str], wild: bool = False) -> RowsBackward:
+def vouching(kind: Literal["gate", "mix", "merge", "single"], branches: Sequence[Branch]) -> tuple[str, ...]:
+    """The nodes whose log-sum-exp is finite only where the row's query is. branches: the Attend nodes', as combined.
+
+    A query that is not finite has no finite score, but a sink needs no score, and a soft cap makes infinite scores finite. The one
+    log-sum-exp of a merge is finite if any of its branches' is.
+    """
+    sound = [each.name for each in branches if not each.sink and each.softcap is None]
+    if kind == "merge":
+        return (_MERGED,) if len(sound) == len(branches) else ()
+    return tuple(dict.fromkeys(sound))
+
+
+def rows_backward(
+    kind: Literal["gate", "mix", "merge", "single"], nodes: Sequence[str], wild: bool = False, vouching: Sequence[str] = ()
+) -> RowsBackward:
     """The context of what the gradients of all branches share of a query row.
 
     nodes: the Attend node's name of each combined branch, in the order of the gates; equal branches have one node. A merge's
     rows are those of its one softmax, whatever its branches: its entry is called `merge`. wild: say whether the output's gradient is
-    finite.
+    finite, and if there are nodes `vouching` for rows of q, whether q is.
     """
     rows_kind: RowsKind = "plain" if kind == "merge" or kind == "single" else kind
     names = (_MERGED,) if kind == "merge" else tuple(nodes)
@@ -33,14 +47,14 @@ def rows_backward(kind: Literal["gate", "mix", "merge", "single"], nodes: Sequen
         "single": "Deltas of the branch.",
     }[kind]
     entries = tuple(RowsEntry(n, f"{n}_{each}", each) for n, each in enumerate(names))
-    return RowsBackward("rows_backward", doc, rows_kind, entries, _TILE, wild)
+    return RowsBackward("rows_backward", doc, rows_kind, entries, _TILE, wild, tuple(vouching) if wild else ())
 
 
 def rows_launch(context: RowsBackward, branches: Sequence[str], nodes: Sequence[str]) -> ctx.Launch:
     """How the host runs it. branches, nodes: the branches' own names and their Attend nodes' names, in the order of the gates.
 
-    It reads `grad_out`, `grad_lse`, `outs`, `lse`, `gates` and `wanted`. It writes, for each Attend node, `folded_lse_<node>` and
-    `folded_delta_<node>`: (batch, heads, tokens), ACC_TORCH; and `grads["gates"]` if wanted.
+    It reads `grad_out`, `grad_lse`, `outs`, `lse`, `gates` and `wanted`, and `q` if a node vouches for it. It writes, for each Attend
+    node, `folded_lse_<node>` and `folded_delta_<node>`: (batch, heads, tokens), ACC_TORCH; and `grads["gates"]` if wanted.
     """
     merged = context.entries[0].node == _MERGED
     owners = (_MERGED,) if merged else tuple(branches)
@@ -50,6 +64,7 @@ def rows_launch(context: RowsBackward, branches: Sequence[str], nodes: Sequence[
         ("tile", context.tile),
         ("weighted", context.kind != "plain"),
         ("wild", context.wild),
+        ("looks", bool(context.vouching)),
         ("nodes", tuple((node, first[node]) for node in context.nodes)),
         ("entries", tuple((each.label, owner) for each, owner in zip(context.entries, owners, strict=True))),
         ("aliases", tuple((node, _MERGED) for node in dict.fromkeys(nodes)) if merged else ()),

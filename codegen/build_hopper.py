@@ -24,6 +24,7 @@ def static_attend(step: StaticStep, tiles: Tiles, turns: bool, tail: int) -> Hop
     return HopperAttend(
         name=name,
         doc=plain.doc,
+        consumers=tiles.rows // 64,
         tile_n=tiles.cols,
         buffers=tiles.stages,
         turns=turns,

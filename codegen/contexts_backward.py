@@ -104,7 +104,7 @@ class GuardedLaunch:
 
 @dataclass(frozen=True, slots=True)
 class BackwardModule:
-    """module_backward.py.j2: a whole generated module. inverts: some choice is read backwards. wild: the tensors that fast kernels read;
+    """module_backward.py.j2: a whole generated module. inverts: some choice is read backwards. wild: the tensors that find_wild looks at;
     splits: the heads may be gone through a part at a time."""
 
     title: str

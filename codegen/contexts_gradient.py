@@ -23,7 +23,8 @@ class RowsBackward:
     """rows_backward.py.j2. kind: gate (sigmoids), mix (a softmax) or plain (weight 1: one branch, or a merge's one softmax).
 
     entries: in the order of the gates; `plain` has one, which stands for the output. tile: query rows a program. wild: say whether the
-    output's gradient is finite.
+    output's gradient is finite. vouching: those of the nodes whose log-sum-exp is finite only where the row's query is; if there are any,
+    say whether the queries are finite, too.
     """
 
     name: str
@@ -32,6 +33,7 @@ class RowsBackward:
     entries: tuple[RowsEntry, ...]
     tile: int
     wild: bool
+    vouching: tuple[str, ...]
 
     @property
     def nodes(self) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ ITEM_ROWS = 16384
 """Query rows that one program of the inverse index goes through: enough that parts of sums stay few, few enough that a block which
 every query chose is shared by many programs."""
 
-KEPT_ITEM_ROWS = 4096
+KEPT_ITEM_ROWS = 8192
 """The same, where slopes are kept and a launch takes some of the queries only."""
 
 SLOPE_BYTES = 256 * 1024 * 1024
@@ -74,7 +74,7 @@ class _BackwardEmitter:
         self._launches: list[GuardedLaunch] = []
         self._branches: dict[str, Branch] = {}
         self._merged = plan.pattern.output.kind == "merge"
-        # What fast kernels read: they run if all of it is finite.
+        # What fast kernels read and find_wild looks at: they run if all of it is finite.
         self._read: dict[str, None] = {}
         self._left = Counter(target for step in plan.steps for target in _targets(step))
         self._splits = self._left["q"] > 1 and all(_same_for_all_heads(each) for each in plan.pattern.branches)
@@ -130,7 +130,7 @@ class _BackwardEmitter:
     def _wild(self, *tensors: str) -> str:
         """The variable that says whether what the fast kernels read is finite, these keys and values among it."""
         self._kernels["find_wild"] = render("find_wild.py.j2", None)
-        self._read |= dict.fromkeys(("q", *tensors))
+        self._read |= dict.fromkeys(tensors)
         return "wild"
 
     def _launch(self, kind: str, note: str, out: str, wanted: tuple[str, ...], **values: ctx.LaunchValue) -> None:
@@ -141,7 +141,9 @@ class _BackwardEmitter:
 
     def _add_rows(self, step: RowsStep) -> None:
         nodes = tuple(each.removeprefix("attend.") for each in step.branches)
-        context = build_gradient.rows_backward(step.kind, nodes, any(map(_has_fast, self._plan.steps)))
+        vouching = build_gradient.vouching(step.kind, tuple(map(self._plan.pattern.branch, nodes)))
+        context = build_gradient.rows_backward(step.kind, nodes, any(map(_has_fast, self._plan.steps)), vouching)
+        self._read |= dict.fromkeys(("q",) if context.wild and not context.vouching else ())
         self._kernel("rows_backward.py.j2", context)
         launch = build_gradient.rows_launch(context, self._plan.pattern.output.branches, nodes)
         self._launches.append(GuardedLaunch(launch, ()))

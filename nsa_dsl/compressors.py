@@ -49,7 +49,12 @@ class _Blocks(torch.autograd.Function):
             part = grad[:, :, :, first : first + stride]
             strides = (*summed.stride()[:2], stride * width, width, 1)
             into = summed.as_strided((batch, kv_heads, slots, part.shape[3], width), strides, first * width)
-            into.copy_(part) if first == 0 else into.add_(part)
+            if first > 0:
+                into.add_(part)
+            elif (words := _as_words(into, part)) is not None:
+                words[0].copy_(words[1])
+            else:
+                into.copy_(part)
         return summed, None, None
 
 
@@ -84,7 +89,24 @@ def _expand(blocks: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def _copy_rows(blocks: Tensor, dtype: torch.dtype) -> Tensor:
     """(..., block, width) -> (blocks, block * width)."""
+    if blocks.dtype == dtype and (words := _as_words(blocks)) is not None:
+        return words[0].flatten(-2).flatten(0, -2).view(dtype)
     return blocks.to(dtype).flatten(-2).flatten(0, -2)
+
+
+def _as_words(*tensors: Tensor) -> tuple[Tensor, ...] | None:
+    """The same memory as integers of 8 bytes, which torch copies two to three times as fast as the two bytes of a number one by one where
+    memory has gaps or overlaps. None if rows are no whole words, if a copy has to have a gradient, or while torch.compile looks on, which
+    makes copies of its own."""
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(each.requires_grad for each in tensors)):
+        return None
+    words = []
+    for each in tensors:
+        size = 8 // each.element_size()
+        if each.stride(-1) != 1 or any(n % size for n in (each.shape[-1], each.storage_offset(), *each.stride()[:-1])):
+            return None
+        words.append(each.view(torch.int64))
+    return tuple(words)
 
 
 class BlockMLP(nn.Module):

@@ -21,7 +21,7 @@ from nsa_dsl.marshal import flatten
 from nsa_dsl.pattern import Compress, Pattern
 from nsa_dsl.sources import compile_backward, compile_source, sign
 from nsa_dsl.tuned.keys import length_bucket, tunable_kernels
-from nsa_dsl.tuned.lookup import MissingTuningError, Tune, find_pins, tune_mode
+from nsa_dsl.tuned.lookup import MissingTuningError, Tune, find_decisions, tune_mode
 
 LogSumExp: TypeAlias = torch.Tensor | dict[str, torch.Tensor]
 Slots: TypeAlias = tuple[torch.Tensor, torch.Tensor]
@@ -199,15 +199,15 @@ class AttentionOp:
             return shape.pins
         heads, tokens, card = q.shape[1], q.shape[2], torch.cuda.get_device_name(q.device)
         wanted = tuple(each for each in self._kernels if each.backward == backward)
-        pins = {**find_pins(wanted, shape, tokens, heads, kv_heads, card, _triton_version()), **dict(shape.pins)}
-        missing = [each.name for each in wanted if each.name not in pins and not each.optional]
+        decided = {**find_decisions(wanted, shape, tokens, heads, kv_heads, card, _triton_version()), **dict(shape.pins)}
+        missing = [each.name for each in wanted if each.name not in decided and not each.optional]
         if mode == "assert" and missing:
             raise MissingTuningError(
                 f"{self.pattern.name}: nothing is measured on {card} for {', '.join(missing)} at {tokens} tokens; run `nsa tune FILE "
                 f"--pattern {self.pattern.name} --lengths {tokens} --heads {heads} --kv-heads {kv_heads} --dim {shape.dim_qk} "
                 f"--dim-v {shape.dim_v} --dtype {shape.dtype}`, or unset NSA_TUNE to use the schedule's own tiles"
             )
-        return tuple(sorted(pins.items(), key=lambda each: each[0]))
+        return tuple((name, pin) for name, pin in sorted(decided.items(), key=lambda each: each[0]) if pin is not None)
 
     def _flat(
         self, q: torch.Tensor, k: PerBranch, v: PerBranch, arguments: Arguments, *, gated: bool

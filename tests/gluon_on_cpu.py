@@ -7,8 +7,10 @@ or as a deadlock. Tensors are torch's; layouts mean nothing here, and neither do
 
 from __future__ import annotations
 
+import re
 import threading
 import types
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,6 +43,14 @@ class Barrier:
                 self.phase ^= 1
                 self.missing = self.count
                 self.changed.notify_all()
+
+    def cross(self, waits: bool) -> None:
+        """Arrive, as at a named barrier of two warpgroups, and wait for the other."""
+        with self.changed:
+            before = self.phase
+            self.progress(1, 0)
+        if waits:
+            self.wait(before)
 
     def wait(self, phase: int) -> None:
         with self.changed:
@@ -206,6 +216,25 @@ def _shared(dtype: Any, shape: list[int], _: Any) -> Shared:
     return Shared([Barrier() for _ in range(shape[0])] if dtype is torch.int64 else torch.full(shape, torch.nan, dtype=dtype))
 
 
+def _assembly() -> Callable[..., Any]:
+    """What the kernels' assembly does: barriers that two warpgroups of 128 threads each meet at, or nothing to the numbers."""
+    named: defaultdict[str, Barrier] = defaultdict(Barrier)
+    creating = threading.Lock()
+
+    def run(text: str, _: str, values: list[Any], **__: Any) -> Any:
+        met = re.match(r"bar\.(sync|arrive) (\d+), 256;", text)
+        if met is None:
+            return values[0]
+        with creating:
+            barrier = named[met[2]]
+            if barrier.count == 0:
+                barrier.init(2)
+        barrier.cross(met[1] == "sync")
+        return None
+
+    return run
+
+
 def _languages(program: int, programs: int) -> tuple[types.SimpleNamespace, types.SimpleNamespace]:
     nothing = lambda *_, **__: None  # noqa: E731
     gl = types.SimpleNamespace(
@@ -217,7 +246,7 @@ def _languages(program: int, programs: int) -> tuple[types.SimpleNamespace, type
         full=lambda shape, value, dtype, _: torch.full(shape, value, dtype=dtype), convert_layout=lambda x, _: x, static_range=range,
         NVMMADistributedLayout=nothing, SliceLayout=nothing, DotOperandLayout=nothing, BlockedLayout=nothing,
         constexpr=lambda value: value, allocate_shared_memory=_shared, load=_load, store=_store, warp_specialize=_specialize,
-        inline_asm_elementwise=lambda _, __, values, **___: values[0] if values else None,
+        inline_asm_elementwise=_assembly(),
     )  # fmt: skip
     hopper = types.SimpleNamespace(
         mbarrier=types.SimpleNamespace(

@@ -24,7 +24,7 @@ from nsa_dsl.bench.fla import Nsa, as_nsa, prepare_fla
 from nsa_dsl.bench.inputs import draw_blocks, make_inputs, mean_union
 from nsa_dsl.bench.masks import make_mask, one_softmax
 from nsa_dsl.bench.rows import OWN, Products, Row, Settings, tflops
-from nsa_dsl.bench.run import Measured, measure, reason, run
+from nsa_dsl.bench.run import UNFINISHED, Measured, measure, reason, run
 from nsa_dsl.bench.timing import launches
 from nsa_dsl.cli import main
 from nsa_dsl.flops import visible_pairs
@@ -202,7 +202,7 @@ def test_given_blocks_agree_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_dense_attention_is_measured_once_for_all_patterns_that_look_back(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = list[str]()
 
-    def measure(row: Row, prepared: object, *, backward: bool) -> Row:  # noqa: ARG001
+    def measure(row: Row, prepared: object, **_: object) -> Row:  # noqa: ARG001
         measured.append(row.case)
         return replace(row, forward_ms=2.0, note="every key")
 
@@ -221,12 +221,16 @@ def test_dense_attention_is_measured_once_for_all_patterns_that_look_back(monkey
 
 def test_measuring_keeps_what_was_measured_before_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("median_ms", "peak_bytes"):
-        monkeypatch.setattr(f"nsa_dsl.bench.run.{name}", lambda call, **_: (call(), 2**30)[1])
+        monkeypatch.setattr(f"nsa_dsl.bench.run.{name}", lambda call, before=lambda: None, **_: (before(), call(), 2**30)[2])
     leaf = torch.ones(3, requires_grad=True)
     fine = Prepared(lambda: leaf * 2, (leaf,), torch.ones(3), Products(10, 4, 4))
     row = measure(Row("a", "b", 3, OWN), fine, backward=True)
     assert (row.forward_gib, row.both_gib, row.forward_ms, row.refused) == (1, 1, 2**30, "")
     assert row.backward_tflops == pytest.approx(2.5 * (row.forward_tflops or 0))
+    said = list[Row]()
+    once = measure(Row("a", "b", 3, OWN), replace(fine, once=True), backward=True, early=said.append)
+    assert once == row
+    assert [(each.forward_ms, each.backward_ms, each.refused) for each in said] == [(2**30, None, UNFINISHED)]
     broken = replace(fine, leaves=(torch.ones(1, requires_grad=True),))
     row = measure(Row("a", "b", 3, OWN), broken, backward=True)
     assert row.forward_ms is not None

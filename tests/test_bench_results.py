@@ -15,6 +15,7 @@ from benchmarks import goals, parts, performance, plot, scaling, sections
 from benchmarks.suite import ROOT
 from nsa_dsl.bench.plot import NoMatplotlibError, draw, new_figure
 from nsa_dsl.bench.rows import OWN, Row, Settings, from_json, speedup, to_json, write_json
+from nsa_dsl.bench.run import SPENT
 from nsa_dsl.bench.table import columns, notes, tables
 from nsa_dsl.loader import load_spec
 from nsa_dsl.pattern import Pattern
@@ -120,12 +121,35 @@ def test_the_commands_show_their_rows(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "| tokens |  | fwd ms | bwd ms | fwd vs dense | union of 4 |" in text
     assert "| 65,536 | nsa_dsl, random | 20.00 | 40.00 | 6.00x | 54.3 |" in text
     scaled = scaling.per_token_table([row for row in rows() if row.contender == OWN])
-    assert [list(column.cells)[1] for column in scaled.columns] == ["nsa", "65,536", "305.2", "1.25x", "610.4", "1.25x"]
+    assert [list(column.cells)[1] for column in scaled.columns] == ["nsa, random", "65,536", "305.2", "1.25x", "610.4", "1.25x"]
+
+
+def test_a_later_call_keeps_what_it_does_not_measure() -> None:
+    def row(case: str, contender: str, tokens: int, ms: float | None = None, commit: str = "", refused: str = "") -> Row:
+        return Row(case, "64/4 heads", tokens, contender, forward_ms=ms, commit=commit, refused=refused)
+
+    old = [
+        row("NSA", OWN, 8192, 1.0, "old"),
+        row("NSA", OWN, 16384, 2.0, "old"),
+        row("NSA", OWN, 32768, refused=SPENT),
+        row("NSA", "section nsa", 65536, refused="cut off after 9 s"),
+        row("NSA", "section fla", 8192, refused="cut off after 9 s"),
+        row("causal", OWN, 8192, 3.0, "old"),
+    ]
+    new = [row("NSA", OWN, 8192, 0.5, "new"), row("NSA", OWN, 16384, refused=SPENT), row("NSA", OWN, 65536, refused=SPENT)]
+    found = performance.merged(old, new, "nsa")
+    assert found == [old[1], old[4], old[5], new[0], new[2]]
+    assert [each for each in notes(found) if each.startswith("at ")] == ["at old: NSA (nsa_dsl); causal (nsa_dsl)", "at new: NSA (nsa_dsl)"]
+    assert performance.merged(found, [row("NSA", OWN, 8192, refused="out of memory")], "nsa")[-1].refused == "out of memory"
 
 
 def test_goals_are_of_cases_that_are_measured() -> None:
     jobs = {(job.case, tokens) for jobs in sections.SECTIONS.values() for job in jobs for tokens in job.settings.lengths}
     assert {(goal.case, goal.tokens) for goal in goals.GOALS} <= jobs
+    choices = {
+        (job.case, tokens, job.settings.sharing) for jobs in sections.SECTIONS.values() for job in jobs for tokens in job.settings.lengths
+    }
+    assert {(goal.case, goal.tokens, goal.choices) for goal in goals.GOALS if goal.choices} <= choices
     assert set(sections.BUDGETS) == set(sections.SECTIONS)
     for job in {job for jobs in sections.SECTIONS.values() for job in jobs}:
         assert isinstance(load_spec(ROOT / job.file).pattern(job.pattern, **dict(job.parameters)), Pattern)

@@ -81,6 +81,21 @@ def test_blocks_and_their_gradient_are_those_of_unfold(block: int, stride: int, 
         assert not grad.any()
 
 
+@pytest.mark.parametrize(("width", "first"), [(8, 0), (6, 0), (8, 1), (8, 4)])
+def test_an_mlp_meets_the_same_rows_whether_or_not_they_are_copied_as_words(width: int, first: int) -> None:
+    """Rows of 6 numbers, or that begin after one, are no whole words of 8 bytes."""
+    torch.manual_seed(0)
+    heads = torch.randn(1, 71, 3, first + width).to(torch.bfloat16)[..., first:].transpose(1, 2).requires_grad_()
+    mlp = MLPCompressor(8, width, hidden=4).k.to(torch.bfloat16)
+    plain = heads.unfold(2, 8, 4).transpose(3, 4).flatten(-2)
+    rows = mlp.position.flatten() @ mlp.expand.weight.mT + mlp.expand.bias
+    expected = mlp.contract(torch.nn.functional.gelu(torch.nn.functional.linear(plain, mlp.expand.weight, rows)))
+    found, weights = mlp(split_blocks(heads, 8, 4)), torch.randn_like(expected)
+    torch.testing.assert_close(found, expected)
+    for one, other in zip(*(torch.autograd.grad(each, [heads, mlp.expand.weight], weights) for each in (found, expected)), strict=True):
+        torch.testing.assert_close(one, other, rtol=0.02, atol=0.02)
+
+
 def test_the_reference_applies_a_module_slot_by_slot() -> None:
     torch.manual_seed(0)
     module, memory = MLPCompressor(4, 6, 5), Compress("summary", 4, 2, "mlp")

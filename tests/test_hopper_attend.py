@@ -13,10 +13,12 @@ from nsa_dsl.execute import load_module
 from nsa_dsl.launch import LaunchShape
 from nsa_dsl.loader import load_spec
 from nsa_dsl.pattern import Pattern
+from nsa_dsl.tuning.candidates import candidates, find_stands
 from tests.gluon_on_cpu import launch_hopper, tensors
 
 RELATIONS = {
     "causal": "causal",
+    "full": "full",
     "window": "window(300)",
     "both ways": "{ i, j : i - 150 < j < i + 90 }",
     "sinks": "causal & (first(4) | window(140))",
@@ -42,6 +44,20 @@ def check(pattern: Pattern, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, s
 def test_static_relation(name: str, batch: int, tokens: int, heads: int, kv_heads: int, dims: tuple[int, int]) -> None:
     pattern = load_spec(f"pattern p {{ output attend(tokens, {RELATIONS[name]}) }}").pattern("p")
     check(pattern, *tensors((batch, heads, tokens, dims[0]), (batch, kv_heads, tokens, dims[0]), (batch, kv_heads, tokens, dims[1])))
+
+
+@pytest.mark.parametrize(
+    ("relation", "dim", "rows"), [("causal", 64, 192), ("full", 64, 192), ("window(1024)", 64, 128), ("causal", 128, 128)]
+)
+def test_a_third_consumer_where_walks_are_long(relation: str, dim: int, rows: int) -> None:
+    """Warpgroups of 64 rows each; what the schedule did not choose may be tried, if threads have registers enough for it."""
+    pattern = load_spec(f"pattern p {{ output attend(tokens, {relation}) }}").pattern("p")
+    shape = LaunchShape(dim, dim, "bf16", "sm_90")
+    stand = find_stands(pattern, shape, backward=False)["attend_output"]
+    assert stand.hopper is not None
+    assert (stand.hopper.rows, stand.hopper.warps) == (rows, rows // 16)
+    tried = {each.tiles.rows for each in candidates(stand, shape) if each.hopper}
+    assert tried == ({128, 192} if dim == 64 else {128})
 
 
 @pytest.mark.parametrize("tokens", [5, 700])

@@ -16,6 +16,7 @@ import torch.distributed as dist
 import triton
 
 from nsa_dsl.arguments import Shape
+from nsa_dsl.cli import main
 from nsa_dsl.launch import LaunchShape, Pin, Tiles
 from nsa_dsl.loader import load_spec
 from nsa_dsl.op import AttentionOp
@@ -32,7 +33,7 @@ from nsa_dsl.tuning.tune import Progress, Tuned, tune_pattern
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CARD = "NVIDIA H100 80GB HBM3"
-SMALL, LARGE = Pin(Tiles(64, 64, 4, 2)), Pin(Tiles(128, 32, 8, 2))
+SMALL, MIDDLE, LARGE = Pin(Tiles(64, 64, 4, 2)), Pin(Tiles(64, 32, 4, 2)), Pin(Tiles(128, 32, 8, 2))
 PORTABLE = LaunchShape(templates="portable")
 
 
@@ -194,9 +195,13 @@ def test_keys_forget_names_and_tell_work_apart() -> None:
     assert [length_bucket(each) for each in (1, 1024, 1025, 8192, 65536, 10**7)] == [1024, 1024, 4096, 16384, 65536, 1 << 20]
 
 
+def _won(pin: Pin, tokens: int) -> Entry:
+    return Entry("p.kernel", MIDDLE, 2.0, pin, 1.0, True, tokens, tried=3, versions="triton 3.6.0")
+
+
 def _table(nsa: Pattern, pin: Pin, tokens: int = 65536) -> Table:
     kernels = tunable_kernels(nsa, sign(nsa))
-    entries = {entry_key(each, LaunchShape(), tokens, 64, 4): Entry(pin, 1.0, 2.0, tokens) for each in kernels}
+    entries = {entry_key(each, LaunchShape(), tokens, 64, 4): _won(pin, tokens) for each in kernels}
     return Table(CARD, "3.6.0", "abc", entries)
 
 
@@ -204,11 +209,19 @@ def test_a_table_survives_json_and_no_damage(nsa: Pattern) -> None:
     table = _table(nsa, Pin(Tiles(128, 64, 8, 3), True))
     text = to_json(table)
     assert from_json(text) == table
-    for damaged in (text[:-20], text.replace('"rows": 128', '"rows": 64', 1), text.replace(CARD, "another"), "[]", "", '{"format": 1}'):
+    for damaged in (
+        text[:-20],
+        text.replace('"rows": 128', '"rows": 64', 1),
+        text.replace('"best"', '"default"', 1),
+        text.replace(CARD, "another"),
+        "[]",
+        "",
+        '{"format": 1}',
+    ):
         assert from_json(damaged) is None
     impossible = to_json(_table(nsa, Pin(Tiles(100, 64, 8, 3))))
     assert from_json(impossible) is None
-    assert from_json(json.dumps({**json.loads(text), "format": 2})) is None
+    assert from_json(json.dumps({**json.loads(text), "format": 1})) is None
 
 
 @pytest.fixture
@@ -220,8 +233,8 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def _found(nsa: Pattern, tokens: int = 60000) -> dict[str, Pin]:
-    return lookup.find_pins(tunable_kernels(nsa, sign(nsa)), LaunchShape(), tokens, 64, 4, CARD, "3.6.0")
+def _found(nsa: Pattern, tokens: int = 60000) -> dict[str, Pin | None]:
+    return lookup.find_decisions(tunable_kernels(nsa, sign(nsa)), LaunchShape(), tokens, 64, 4, CARD, "3.6.0")
 
 
 def test_the_users_table_goes_before_the_shipped_one(nsa: Pattern, fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,11 +314,62 @@ def test_what_is_tuned_is_used_by_the_next_call(nsa: Pattern, fresh: Path, monke
     assert (said[0].done, said[-1].done, said[-1].planned) == (0, tuned.outcome.of, tuned.outcome.of)
     lookup.forget()
     kernels = tunable_kernels(nsa, sign(nsa))
-    pins = lookup.find_pins(kernels, LaunchShape(), 9000, 64, 4, CARD, triton.__version__)
+    pins = lookup.find_decisions(kernels, LaunchShape(), 9000, 64, 4, CARD, triton.__version__)
     assert pins.keys() == {each.name for each in kernels}
+    assert pins["score_selected"] is not None
     assert pins["score_selected"].tiles.rows < 64
     assert {each.default_ms for each in table.entries.values()} == {200.0}
     assert [each.name for each in fresh.iterdir() if each.name == "tuned"] == ["tuned"]
+
+
+class DefaultsWin(FastWhenSmall):
+    """Every candidate takes as long as the default but for noise."""
+
+    def times(self, pins: Pins, runs: int) -> dict[str, float]:  # noqa: ARG002
+        return {name: 199.0 if name in pins else 200.0 for name in self.kernels}
+
+
+def test_a_table_of_defaults_is_a_hit_and_changes_no_kernel(nsa: Pattern, fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: CARD)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("nsa_dsl.tuning.tune.card_of", lambda _: "sm_90")
+    monkeypatch.setattr("nsa_dsl.tuning.tune.GpuBench", DefaultsWin)
+    monkeypatch.setattr("nsa_dsl.tuning.tune.Compilers", contextlib.nullcontext)
+    path = fresh / "card.json"
+
+    def tune(*arguments: str) -> Table:
+        with pytest.raises(SystemExit) as ended:
+            main(["tune", *arguments, "--card-json", str(path)])
+        assert ended.value.code == 0
+        found = from_json(path.read_text())
+        assert found is not None
+        return found
+
+    examples = [str(EXAMPLES / f"{each}.nsa") for each in ("nsa", "causal")]
+    table = tune(*examples, "--lengths", "8k,64k", "--commit", "abc")
+    assert {(each.tokens, each.kernel.partition(".")[0]) for each in table.entries.values()} == {
+        (tokens, name) for tokens in (8192, 65536) for name in ("nsa", "causal")
+    }
+    more = tune(str(EXAMPLES / "sliding_window.nsa"), "--lengths", "64k", "--heads", "32", "--kv-heads", "8")
+    assert more.entries.items() > table.entries.items()
+    entry = next(each for each in table.entries.values() if each.kernel == "nsa.attend_windowed")
+    default = find_stands(nsa, LaunchShape(), backward=True)["attend_windowed"].pin
+    assert (entry.default, entry.default_ms, entry.best_ms, entry.pin) == (default, 200.0, 199.0, None)
+    assert entry.best not in (None, default)
+    assert entry.tried > 3
+    assert entry.versions.endswith("commit abc")
+
+    # As it would be shipped: nothing in the user's cache.
+    monkeypatch.setenv("NSA_CACHE_DIR", "")
+    lookup.forget()
+    monkeypatch.setattr(lookup, "shipped_table", lambda _: more)
+    op, q = AttentionOp(nsa, tune="assert"), torch.empty(1, 64, 65536, 128, device="meta")
+    for backward in (False, True):
+        assert op._pins(LaunchShape(), q, 4, backward=backward) == ()
+
+
+def test_another_card_of_the_same_generation_is_nobody_s() -> None:
+    assert lookup.shipped_table("NVIDIA H100 PCIe").entries == {}
 
 
 def _rank(rank: int, store: str, fails: bool, results: Any) -> None:
@@ -315,7 +379,7 @@ def _rank(rank: int, store: str, fails: bool, results: Any) -> None:
         assert rank == 0
         if fails:
             raise ValueError("no card")
-        return Table("card", "3", "x", {"key": Entry(SMALL, 1.0, 2.0, 8)})
+        return Table("card", "3", "x", {"key": _won(SMALL, 8)})
 
     try:
         results.put((rank, to_json(tune_on_first_rank(make))))
@@ -338,7 +402,7 @@ def test_rank_0_tunes_for_all(tmp_path: Path, fails: bool) -> None:
     if fails:
         assert found == {0: "ValueError: no card", 1: "RuntimeError: rank 0 could not tune: ValueError: no card"}
     else:
-        assert found[0] == found[1] == to_json(Table("card", "3", "x", {"key": Entry(SMALL, 1.0, 2.0, 8)}))
+        assert found[0] == found[1] == to_json(Table("card", "3", "x", {"key": _won(SMALL, 8)}))
 
 
 def test_one_process_tunes_for_itself() -> None:

@@ -51,7 +51,7 @@ class MaskCost:
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
     """A contender ready to run. forward: the output, of the cotangent's shape, differentiable in `leaves`; products: what counts as its
-    work, None where that would mislead."""
+    work, None where that would mislead; once: whether a graph can be gone through backward only once."""
 
     forward: Callable[[], Tensor]
     leaves: tuple[Tensor, ...]
@@ -59,6 +59,7 @@ class Prepared:
     products: Products | None
     mask: MaskCost | None = None
     note: str = ""
+    once: bool = False
 
     def both(self) -> tuple[Tensor, ...]:
         """Forward and backward: the gradients of the leaves."""

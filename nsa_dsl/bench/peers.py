@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 import torch
-import torch._functorch.config as functorch_config
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
@@ -59,8 +58,6 @@ def prepare_flex(case: Case) -> Prepared:
     torch.cuda.synchronize()
     first = 1e3 * (time.perf_counter() - begin)
     cost = MaskCost(first, median_ms(make, 5), peak_bytes(make) / 2**30)
-    # The backward pass is timed many times for one forward, whose tensors it may not take over.
-    functorch_config.donated_buffer = False
     run: Any = torch.compile(flex_attention)
     q, k, v = case.leaves()
 
@@ -68,7 +65,8 @@ def prepare_flex(case: Case) -> Prepared:
         out: Tensor = run(q, k, v, block_mask=blocks, scale=scale, enable_gqa=True)
         return out
 
-    return Prepared(forward, (q, k, v), case.cotangent, case.products, cost, "the making of its mask is not in its times")
+    # What torch compiles backward takes over the forward's tensors.
+    return Prepared(forward, (q, k, v), case.cotangent, case.products, cost, "the making of its mask is not in its times", once=True)
 
 
 def prepare_own(case: Case, op: AttentionOp) -> Prepared:

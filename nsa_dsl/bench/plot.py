@@ -45,7 +45,8 @@ def draw(rows: Sequence[Row], machine: dict[str, str]) -> Any:
         above, below = grid[0][column], grid[1][column]
         _draw_times(above, rows, direction)
         _draw_speedups(below, rows, direction)
-    figure.suptitle(f"{machine['card']}, torch {machine['torch']}, triton {machine['triton']}, {machine['commit'][:12]}", fontsize=9)
+    commits = ", ".join(dict.fromkeys(row.commit[:12] for row in rows if row.commit)) or machine["commit"][:12]
+    figure.suptitle(f"{machine['card']}, torch {machine['torch']}, triton {machine['triton']}, {commits}", fontsize=9)
     return figure
 
 

@@ -53,7 +53,8 @@ class Row:
     choices: how much queries agree on what they choose, "" where nothing is chosen. union: different blocks that four neighbouring queries
     choose, on average. kernels: milliseconds of each generated kernel. pattern, parameters: the
     spec's, of which `case` is what the table says.
-    refused: why something was not measured. note: what a reader must know to compare.
+    refused: why something was not measured. note: what a reader must know to compare. commit: what was measured, where rows of several
+    commits may stand together.
     """
 
     case: str
@@ -76,6 +77,7 @@ class Row:
     parameters: Mapping[str, int | float | str] = field(default_factory=dict)
     refused: str = ""
     note: str = ""
+    commit: str = ""
 
 
 @dataclass(frozen=True, slots=True)

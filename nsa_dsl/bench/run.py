@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -30,6 +30,7 @@ from nsa_dsl.prove import leaks
 from nsa_dsl.verify.inputs import TYPES, Inputs
 
 SPENT = "left out: the budget was spent"
+UNFINISHED = "backward: not reached"
 
 PATIENCE = 0.5
 """Seconds of runs that a median is taken of, if they are enough: 10 runs of up to 50 ms, 5 of 100, 3 of more than 150."""
@@ -48,17 +49,20 @@ def run(
     started: float | None = None,
     compilers: Compilers | None = None,
     dense: Measured | None = None,
+    op: AttentionOp | None = None,
+    early: Callable[[Row], None] = lambda _: None,
     device: str = "cuda",
 ) -> Iterator[Row]:
     """Measure a pattern's op, then its peers, at every length; rows as they come.
 
     case: what to call it (default: the pattern's name). started: when the budget began to run, by `time.perf_counter` (default: now).
     The budget is looked at before each measurement; one that runs is not interrupted. compilers: who compiles the op's kernels (default:
-    this process). dense: rows of earlier calls, that are given again instead of measured again; new ones are added.
+    this process). dense: rows of earlier calls, that are given again instead of measured again; new ones are added. op: the pattern's, if
+    there is one already. early: told every row before its backward pass is begun, which may take long to compile.
     """
     known = {} if dense is None else dense
     begin = time.perf_counter() if started is None else started
-    op, causal = AttentionOp(pattern), _is_causal(pattern)
+    op, causal = op or AttentionOp(pattern), _is_causal(pattern)
     chooses = bool(op.signature.choices)
     for tokens in settings.lengths:
         blank = Row(case or pattern.name, str(settings), tokens, OWN, pattern=pattern.name, parameters=dict(pattern.parameters))
@@ -80,7 +84,7 @@ def run(
                     problem, union = make_case(op, settings, tokens, causal, device, compilers)
                 if name == OWN:
                     row = replace(row, union=union)
-                row = measure(row, _prepare(problem, op, name), backward=settings.backward)
+                row = measure(row, _prepare(problem, op, name), backward=settings.backward, early=early)
                 if name == OWN:
                     row = _with_kernels(row, problem, op, settings.backward)
             except Exception as error:  # a contender that fails is a line of the table
@@ -176,8 +180,8 @@ def _prepare(case: Case, op: AttentionOp, name: str) -> Prepared:
             return prepare_own(case, op)
 
 
-def measure(row: Row, prepared: Prepared, *, backward: bool) -> Row:
-    """The row with times and memory filled in. Where backward fails, forward's numbers stay and the row says why."""
+def measure(row: Row, prepared: Prepared, *, backward: bool, early: Callable[[Row], None] = lambda _: None) -> Row:
+    """The row with times and memory filled in. Where backward fails, forward's numbers stay and the row says why. early: as of `run`."""
     row = replace(row, note=prepared.note)
     if prepared.mask is not None:
         row = replace(row, mask_first_ms=prepared.mask.first_ms, mask_ms=prepared.mask.ms, mask_gib=prepared.mask.gib)
@@ -189,14 +193,26 @@ def measure(row: Row, prepared: Prepared, *, backward: bool) -> Row:
     row = replace(row, forward_ms=ms, forward_gib=memory / 2**30, forward_tflops=tflops(work.forward if work else None, ms))
     if not backward:
         return row
+    early(replace(row, refused=UNFINISHED))
     try:
         prepared.both()
         memory = peak_bytes(prepared.both)
-        out = prepared.forward()
-        ms = median_ms(lambda: torch.autograd.grad(out, prepared.leaves, prepared.cotangent, retain_graph=True), patience=PATIENCE)
+        ms = _backward_ms(prepared)
     except Exception as error:  # as in `run`
         return replace(row, refused=f"backward: {reason(error)}")
     return replace(row, backward_ms=ms, both_gib=memory / 2**30, backward_tflops=tflops(work.backward if work else None, ms))
+
+
+def _backward_ms(prepared: Prepared) -> float:
+    if not prepared.once:
+        out = prepared.forward()
+        return median_ms(lambda: torch.autograd.grad(out, prepared.leaves, prepared.cotangent, retain_graph=True), patience=PATIENCE)
+    outs: list[torch.Tensor] = []
+    return median_ms(
+        lambda: torch.autograd.grad(outs.pop(), prepared.leaves, prepared.cotangent),
+        patience=PATIENCE,
+        before=lambda: outs.append(prepared.forward()),
+    )
 
 
 def _with_kernels(row: Row, case: Case, op: AttentionOp, backward: bool) -> Row:

@@ -101,7 +101,16 @@ def notes(rows: Sequence[Row]) -> list[str]:
             missing = "not measured, " if row.forward_ms is None else ""
             told.setdefault(f"{row.case}, {name_of(row)}: {missing}{row.refused}", []).append(row.tokens)
     where = {text: f" (at {', '.join(f'{each:,}' for each in tokens)} tokens)" if tokens else "" for text, tokens in told.items()}
-    return [text + where[text] for text in told] + [CONVENTION]
+    return [text + where[text] for text in told] + _commits(rows) + [CONVENTION]
+
+
+def _commits(rows: Sequence[Row]) -> list[str]:
+    """Which cases were measured at which commit, where there is more than one."""
+    cases: dict[str, list[str]] = {}
+    for row in rows:
+        if row.forward_ms is not None:
+            cases.setdefault(row.commit or "an unknown commit", []).append(f"{row.case} ({name_of(row)})")
+    return [f"at {commit}: {'; '.join(dict.fromkeys(each))}" for commit, each in cases.items()] if len(cases) > 1 else []
 
 
 CONVENTION = (

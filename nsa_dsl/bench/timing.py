@@ -48,22 +48,24 @@ def _git_head() -> str | None:
     return asked.stdout.strip() if asked.returncode == 0 else None
 
 
-def median_ms(call: Callable[[], Any], runs: int = RUNS, patience: float = PATIENCE) -> float:
+def median_ms(call: Callable[[], Any], runs: int = RUNS, patience: float = PATIENCE, before: Callable[[], Any] = lambda: None) -> float:
     """Median time of a call in milliseconds. Every run starts with a cold L2; the first two are not counted.
 
     Runs follow each other without waiting, so that the CPU is ahead of the card as far as the calls let it (as in training, and as
-    triton.testing.do_bench measures). patience: seconds after which fewer runs than asked for will do.
+    triton.testing.do_bench measures). patience: seconds after which fewer runs than asked for will do. before: called before every run,
+    and not timed.
     """
     flush = torch.empty(L2_BYTES, dtype=torch.int8, device="cuda")
-    first = _timed(call, flush, 2)[-1]
+    first = _timed(call, flush, 2, before)[-1]
     wanted = max(LEAST_RUNS, min(runs, int(patience * 1000 / max(first, 1e-3))))
-    return statistics.median(_timed(call, flush, wanted))
+    return statistics.median(_timed(call, flush, wanted, before))
 
 
-def _timed(call: Callable[[], Any], flush: torch.Tensor, runs: int) -> list[float]:
+def _timed(call: Callable[[], Any], flush: torch.Tensor, runs: int, before: Callable[[], Any]) -> list[float]:
     """Milliseconds of each of these runs."""
     marks = []
     for _ in range(runs):
+        before()
         flush.zero_()
         begin, end = _events()
         begin.record()

@@ -28,12 +28,12 @@ class Warming:
     def __init__(self, compilers: Compilers, device: str = "cuda") -> None:
         self._compilers, self._device = compilers, device
 
-    def compile(self, jobs: Sequence[tuple[Pattern, Settings]]) -> None:
-        """Compile the kernels of these patterns at these settings: of all forward passes, then of all gradients."""
+    def compile(self, jobs: Sequence[tuple[AttentionOp, Settings]]) -> None:
+        """Compile the kernels of these ops at these settings: of all forward passes, then of all gradients."""
         briefs = []
-        for pattern, settings in jobs:
+        for op, settings in jobs:
             with suppress(Exception):
-                briefs.append((AttentionOp(pattern), self._case(pattern, settings), settings.backward))
+                briefs.append((op, self._case(op.pattern, settings), settings.backward))
         self._pass(briefs, backward=False)
         self._pass([each for each in briefs if each[2]], backward=True)
 

@@ -42,12 +42,13 @@ def tune_mode() -> Tune:
             raise ValueError(f"NSA_TUNE={other}: write on, off or assert")
 
 
-def find_pins(
+def find_decisions(
     kernels: tuple[Kernel, ...], shape: LaunchShape, tokens: int, heads: int, kv_heads: int, card: str, triton: str
-) -> dict[str, Pin]:
-    """The decisions for a call, by the kernels' names. card: as the driver names it; triton: its version."""
+) -> dict[str, Pin | None]:
+    """The decisions for a call, by the kernels' names: None where nothing was found to be faster than the schedule's own tiles, no entry
+    for a kernel that nobody has measured. card: as the driver names it; triton: its version."""
     tables = user_table(card, triton).entries, shipped_table(card).entries
-    found: dict[str, Pin] = {}
+    found: dict[str, Pin | None] = {}
     for kernel in kernels:
         key = entry_key(kernel, shape, tokens, heads, kv_heads)
         entry = next((each[key] for each in tables if key in each), None)
@@ -58,7 +59,7 @@ def find_pins(
 
 @cache
 def shipped_table(card: str) -> Table:
-    """What the package knows of a card; nothing of most."""
+    """What the package knows of a card; nothing of most, other models of the same generation among them."""
     name = SHIPPED.get(card)
     file = files("nsa_dsl") / "tuned" / f"{name}.json"
     found = from_json(file.read_text(encoding="utf-8")) if name is not None and file.is_file() else None

@@ -10,25 +10,39 @@ from typing import Any
 
 from nsa_dsl.launch import Pin, Tiles
 
-_FORMAT = 1
-_SIZES = tuple(1 << each for each in range(4, 9))
-_WARPS = (1, 2, 4, 8, 16)
+_FORMAT = 2
+_SIZES = (16, 32, 64, 128, 192, 256)
+_WARPS = (1, 2, 4, 8, 12, 16)
 _STAGES = range(1, 9)
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One decision. ms: of the kernel with these tiles; default_ms: with those of the schedule; both medians, at `tokens` tokens."""
+    """What was measured of a kernel, and the decision. kernel: as it is called in the pattern that was tuned; default: the schedule's own
+    tiles; best: the fastest of the candidates, None if none was timed; *_ms: medians, at `tokens` tokens; wins: whether `best` is used;
+    tried: candidates that were timed; refused: why `best` is not used although it is faster; versions: what was measured."""
 
-    pin: Pin
-    ms: float
+    kernel: str
+    default: Pin
     default_ms: float
+    best: Pin | None
+    best_ms: float | None
+    wins: bool
     tokens: int
+    tried: int = 0
+    refused: str = ""
+    versions: str = ""
+
+    @property
+    def pin(self) -> Pin | None:
+        """The decision; None leaves it to the schedule, so that the kernel is the one that nobody has tuned."""
+        return self.best if self.wins else None
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The decisions for one card. triton: the version that compiled; templates: SHA-256 of the templates that were measured."""
+    """The decisions for one card. triton: the version that compiled the newest; templates: SHA-256 of the templates that were measured
+    last."""
 
     card: str
     triton: str
@@ -67,17 +81,48 @@ def _sum(content: Mapping[str, Any], entries: Mapping[str, Any]) -> str:
 
 
 def _to_plain(entry: Entry) -> dict[str, Any]:
-    tiles = entry.pin.tiles
     return {
-        "rows": tiles.rows, "cols": tiles.cols, "warps": tiles.warps, "stages": tiles.stages, "hopper": entry.pin.hopper,
-        "ms": entry.ms, "default_ms": entry.default_ms, "tokens": entry.tokens,
-    }  # fmt: skip
+        "kernel": entry.kernel,
+        "choice": "best" if entry.wins else "default",
+        "default": _pin_to_plain(entry.default),
+        "default_ms": entry.default_ms,
+        "best": None if entry.best is None else _pin_to_plain(entry.best),
+        "best_ms": entry.best_ms,
+        "tried": entry.tried,
+        "refused": entry.refused,
+        "tokens": entry.tokens,
+        "versions": entry.versions,
+    }
 
 
 def _from_plain(value: Mapping[str, Any]) -> Entry:
-    """Raises ValueError for tiles that no kernel can have."""
+    """Raises ValueError for tiles that no kernel can have, and for a choice of what was not measured."""
+    best = None if value["best"] is None else _pin_from_plain(value["best"])
+    wins = value["choice"] == "best"
+    if value["choice"] not in ("best", "default") or (wins and best is None):
+        raise ValueError("no such choice")
+    return Entry(
+        str(value["kernel"]),
+        _pin_from_plain(value["default"]),
+        float(value["default_ms"]),
+        best,
+        None if value["best_ms"] is None else float(value["best_ms"]),
+        wins,
+        int(value["tokens"]),
+        int(value["tried"]),
+        str(value["refused"]),
+        str(value["versions"]),
+    )
+
+
+def _pin_to_plain(pin: Pin) -> dict[str, Any]:
+    tiles = pin.tiles
+    return {"rows": tiles.rows, "cols": tiles.cols, "warps": tiles.warps, "stages": tiles.stages, "hopper": pin.hopper}
+
+
+def _pin_from_plain(value: Mapping[str, Any]) -> Pin:
     tiles = Tiles(*(value[name] for name in ("rows", "cols", "warps", "stages")))
     known = tiles.rows in _SIZES and tiles.cols in _SIZES and tiles.warps in _WARPS and tiles.stages in _STAGES
     if not known or value["hopper"] not in (True, False, None):
         raise ValueError("no such tiles")
-    return Entry(Pin(tiles, value["hopper"]), float(value["ms"]), float(value["default_ms"]), int(value["tokens"]))
+    return Pin(tiles, value["hopper"])

@@ -15,6 +15,7 @@ from nsa_dsl.passes.differentiate import differentiate
 from nsa_dsl.pattern import Choice, GivenIndices, GivenScores, Pattern
 from nsa_dsl.schedule import ChooseStep, ChosenStep, Plan, StaticStep, plan_graph
 from nsa_dsl.schedule_backward import BackwardPlan, ChosenKeysStep, QueriesStep, StaticKeysStep, plan_backward
+from nsa_dsl.schedule_hopper import forward_choices
 from nsa_dsl.work import Kernel
 
 Stay: TypeAlias = Literal["rows", "cols"]
@@ -114,7 +115,10 @@ def candidates(stand: Stand, shape: LaunchShape, kernel: Kernel | None = None, m
         return ()
     found: dict[Pin, int] = {}
     if stand.hopper is not None:
-        for tiles in _variants(stand.hopper, stand, warps=(stand.hopper.warps,), one_side=True):
+        starts = {stand.hopper}
+        if stand.stay == "rows" and not stand.gradient:
+            starts.update(Tiles(*each) for each in forward_choices(shape.dim_qk, shape.dim_v))
+        for tiles in (made for start in starts for made in _variants(start, stand, warps=(start.warps,), one_side=True)):
             # A ring of one place would wait for itself.
             if tiles.stages > 1 and hopper_bytes(tiles, stand, shape) <= CARDS[shape.card].shared_memory:
                 found[Pin(tiles, True)] = _distance(tiles, stand.hopper)
@@ -137,7 +141,7 @@ def _variants(tiles: Tiles, stand: Stand, warps: tuple[int, ...], one_side: bool
     cols = (tiles.cols,) if one_side and stand.stay == "cols" else (tiles.cols // 2, tiles.cols, tiles.cols * 2)
     for each in product(rows, cols, warps, range(tiles.stages - 1, tiles.stages + 2)):
         made = Tiles(*each)
-        if 16 <= made.rows <= 256 and 16 <= made.cols <= stand.most_cols and 1 <= made.warps <= 8 and 1 <= made.stages <= 5:
+        if 16 <= made.rows <= 256 and 16 <= made.cols <= stand.most_cols and 1 <= made.warps <= 12 and 1 <= made.stages <= 5:
             yield made
 
 

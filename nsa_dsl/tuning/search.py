@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeAlias
 
 from nsa_dsl.launch import Pin
@@ -52,11 +52,24 @@ class Bench(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What is best for one kernel. pin: None for the default."""
+    """What was measured of one kernel. best: the fastest candidate, None if none was timed; wins: whether it goes before the
+    default; tried: candidates that were timed."""
 
-    pin: Pin | None
-    ms: float
     default_ms: float
+    best: Pin | None = None
+    best_ms: float | None = None
+    wins: bool = False
+    tried: int = 0
+
+    @property
+    def pin(self) -> Pin | None:
+        """The choice: None for the default."""
+        return self.best if self.wins else None
+
+    @property
+    def ms(self) -> float:
+        """The time of the choice."""
+        return self.best_ms if self.wins and self.best_ms is not None else self.default_ms
 
 
 @dataclass(slots=True)
@@ -87,7 +100,7 @@ def search(
     default = bench.times({}, SURE_RUNS)
     worth = LEAST_SHARE * sum(default.values())
     left = {name: each for name, each in candidates.items() if each and default.get(name, 0.0) > worth}
-    outcome = Outcome({name: Found(None, ms, ms) for name, ms in default.items()}, of=sum(map(len, left.values())))
+    outcome = Outcome({name: Found(ms) for name, ms in default.items()}, of=sum(map(len, left.values())))
     turns = [{name: each[at] for name, each in left.items() if at < len(each)} for at in range(max(map(len, left.values()), default=0))]
     progress(0, outcome.of)
     round_seconds = compiling_seconds = 0.0
@@ -124,10 +137,13 @@ def _try(bench: Bench, turn: Pins, outcome: Outcome, deadline: float, clock: Cal
         wrong = [described(error)]
     if not wrong:
         for name, pin in turn.items():
-            best = outcome.found[name]
+            found = outcome.found[name]
             outcome.tried += 1
-            if name in times and times[name] < best.ms:
-                outcome.found[name] = Found(pin, times[name], best.default_ms)
+            if name in times:
+                found = replace(found, tried=found.tried + 1)
+                if found.best_ms is None or times[name] < found.best_ms:
+                    found = replace(found, best=pin, best_ms=times[name])
+                outcome.found[name] = found
     elif len(turn) == 1:
         ((name, pin),) = turn.items()
         outcome.refused.append((name, pin, "; ".join(wrong[:3])))
@@ -146,19 +162,19 @@ def described(error: Exception) -> str:
 
 def _confirm(bench: Bench, outcome: Outcome, deadline: float, clock: Callable[[], float]) -> None:
     """Keep what wins by more than noise, if all of it together is right, and faster once more."""
-    for name, each in outcome.found.items():
-        if each.pin is not None and each.ms > GAIN * each.default_ms:
-            outcome.found[name] = Found(None, each.default_ms, each.default_ms)
-    winners = {name: each.pin for name, each in outcome.found.items() if each.pin is not None}
+    winners = {
+        name: each.best
+        for name, each in outcome.found.items()
+        if each.best is not None and each.best_ms is not None and each.best_ms <= GAIN * each.default_ms
+    }
     right, times = _right_together(bench, winners, outcome, lambda: clock() < deadline)
-    for name, pin in winners.items():
-        best = outcome.found[name]
-        if name in right and times.get(name, best.ms) <= GAIN * best.default_ms:
-            outcome.found[name] = Found(pin, times.get(name, best.ms), best.default_ms)
-        else:
-            outcome.found[name] = Found(None, best.default_ms, best.default_ms)
-            if name in right:
-                outcome.refused.append((name, pin, "the gain was noise"))
+    for name in right:
+        found = outcome.found[name]
+        ms = times.get(name, found.best_ms)
+        wins = ms is not None and ms <= GAIN * found.default_ms
+        outcome.found[name] = replace(found, best_ms=ms, wins=wins)
+        if not wins:
+            outcome.refused.append((name, winners[name], "the gain was noise"))
 
 
 def _right_together(bench: Bench, winners: Pins, outcome: Outcome, in_time: Callable[[], bool]) -> tuple[Pins, dict[str, float]]:

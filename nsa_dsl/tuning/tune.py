@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -56,16 +56,19 @@ def tune_pattern(
     *,
     budget: float,
     backward: bool = True,
+    commit: str = "",
     report: Callable[[Tuned], None] = lambda _: None,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Table:
     """Tune at every one of these sizes, with an equal part of `budget` seconds each (what one leaves goes to the next); entries go to the
     user's cache. In a distributed program rank 0 tunes, and every rank must call.
 
-    launch: head dimensions and element type. report: called after each size; progress: after each round.
-    Returns the entries found, as a table. Raises NotSupported.
+    launch: head dimensions and element type. commit: what is measured, for the entries to say. report: called after each size; progress:
+    after each round. Returns the entries found, as a table. Raises NotSupported.
     """
     card = torch.cuda.get_device_name()
+    versions = f"torch {torch.__version__}, triton {triton.__version__}, templates {templates_hash()[:12]}"
+    versions += f", commit {commit}" if commit else ""
 
     def make() -> Table:
         table = Table(card, triton.__version__, templates_hash(), {})
@@ -74,7 +77,7 @@ def tune_pattern(
             for at, shape in enumerate(shapes):
                 share = max(0.0, deadline - time.monotonic()) / (len(shapes) - at)
                 made, entries = _tune_one(pattern, shape, launch, share, backward, compilers, progress)
-                table = table.with_entries(entries)
+                table = table.with_entries({key: replace(each, versions=versions) for key, each in entries.items()})
                 report(made)
         return table
 
@@ -112,11 +115,18 @@ def _tune_one(
         if kernel.name in outcome.found and kernel.name in stands:
             # Joined kernels take the tiles of the one that all are timed as, or they would not be joined.
             measured = stands[kernel.name].joined or kernel.name
-            best = outcome.found[measured]
+            name = f"{pattern.name}.{kernel.name}"
             key = entry_key(kernel, launch, shape.tokens, shape.heads, shape.kv_heads)
-            entries[key] = Entry(best.pin or stands[measured].pin, round(best.ms, 4), round(best.default_ms, 4), shape.tokens)
+            entries[key] = _entry(name, measured, stands[measured].pin, outcome, shape.tokens)
     defaults = {name: each.pin for name, each in stands.items()}
     return Tuned(pattern.name, shape.tokens, time.monotonic() - started, outcome, defaults), entries
+
+
+def _entry(name: str, measured: str, default: Pin, outcome: Outcome, tokens: int) -> Entry:
+    found = outcome.found[measured]
+    best_ms = None if found.best_ms is None else round(found.best_ms, 4)
+    refused = next((why for kernel, pin, why in outcome.refused if (kernel, pin) == (measured, found.best)), "")
+    return Entry(name, default, round(found.default_ms, 4), found.best, best_ms, found.wins, tokens, found.tried, refused)
 
 
 def _candidates(

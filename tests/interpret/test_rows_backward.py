@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,7 +22,7 @@ Kind = Literal["gate", "mix", "merge", "single"]
 @dataclass
 class Rows:
     """One call of the rows kernel. owners: the branches' own names; nodes: the Attend node of each; given: whose log-sum-exp has a
-    gradient."""
+    gradient; vouching: the nodes whose log-sum-exps tell whether q is finite. wild: what the last run found."""
 
     kind: Kind
     nodes: tuple[str, ...]
@@ -30,6 +31,7 @@ class Rows:
     tokens: int = TOKENS
     given: tuple[str, ...] = ()
     wanted: tuple[str, ...] = ("gates",)
+    vouching: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         rows = (BATCH, HEADS, self.tokens)
@@ -39,6 +41,7 @@ class Rows:
         if self.kind == "merge":
             self.outs = {"merge": self.outs["a"]}
         self.grad_out = token_major(random(*rows, self.dim, dtype=self.dtype, seed=1), extra=3)
+        self.q = token_major(random(*rows, 20, dtype=self.dtype, seed=3), extra=5)
         self.gates = token_major(3 * random(*rows, 2 * len(self.nodes), dtype=self.dtype, seed=2))[..., ::2]
         acc = "fp64" if self.dtype == "fp64" else "fp32"
         own = {node: random(*rows, dtype=acc, seed=40 + n) for n, node in enumerate(made)}
@@ -48,13 +51,15 @@ class Rows:
 
     def run(self) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]:
         """Weights and deltas by node, unfolded, and the gates' gradient."""
-        context = build_gradient.rows_backward(self.kind, self.nodes)
+        context = build_gradient.rows_backward(self.kind, self.nodes, True, self.vouching)
+        self.wild = torch.zeros(1, dtype=torch.int32)
         nodes = tuple(dict.fromkeys(self.nodes))
         lse, delta = (f"{{{', '.join(f'{node!r}: folded_{prefix}_{node}' for node in nodes)}}}" for prefix in ("lse", "delta"))
         folded_lse, folded_delta, gates = backward(
             ["rows_backward.py.j2"], context, build_gradient.rows_launch(context, self.owners, self.nodes), "rows",
             f"{lse}, {delta}, grads", self.dtype, grad_out=self.grad_out, grad_lse=self.grad_lse, outs=self.outs, lse=self.lse,
-            gates=self.gates, q=self.grad_out, wanted=self.wanted, batch=BATCH, heads=HEADS, n_tokens=self.tokens, dim_v=self.dim,
+            gates=self.gates, q=self.q, wild=self.wild, wanted=self.wanted, batch=BATCH, heads=HEADS, n_tokens=self.tokens,
+            dim_v=self.dim, dim_qk=self.q.shape[3],
         )  # fmt: skip
         own = {node: self.lse[owner] for node, owner in zip(self.nodes, self.outs, strict=False)}
         given = {node: own[self.nodes[0] if self.kind == "merge" else node] for node in nodes}
@@ -152,7 +157,35 @@ def test_a_bad_gradient_makes_its_row_bad_and_no_other(kind: Kind, bad: float) -
     # A row without keys: its output is zero.
     rows.outs["a"][1, 2, 7] = 0.0
     _, deltas, _ = rows.run()
+    assert rows.wild.item() == 1
     expected = torch.ones(BATCH, HEADS, TOKENS, dtype=torch.bool)
     expected[1, 2, 7] = False
     for each in deltas.values():
         assert torch.equal(each.isfinite(), expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "vouching", "decides"),
+    [
+        ("gate", ("far", "near"), "ab"),
+        ("gate", ("near",), "b"),
+        ("mix", ("far",), "a"),
+        ("merge", ("merge",), ("merge",)),
+    ],
+)
+@pytest.mark.parametrize(("bad", "unknown"), [(math.inf, -math.inf), (math.nan, math.nan)])
+def test_queries_are_looked_at_where_no_log_sum_exp_is_finite(
+    kind: Kind, vouching: tuple[str, ...], decides: Sequence[str], bad: float, unknown: float
+) -> None:
+    """decides: the owners of the log-sum-exps that must all be unknown before the row of q is read."""
+    rows, row = Rows(kind, ("far", "near"), vouching=vouching), (1, 2, TOKENS - 1)
+    rows.q[row][7] = bad
+    for each in decides:
+        rows.run()
+        assert rows.wild.item() == 0
+        rows.lse[each][row] = unknown
+    rows.run()
+    assert rows.wild.item() == 1
+    rows.q[row][7] = 0.0
+    rows.run()
+    assert rows.wild.item() == 0, "this row without keys has a finite query"

@@ -159,7 +159,9 @@ def test_inverse_index(owners: int, slots: bool) -> None:
     found: dict[int, list[int]] = {block: [] for block in range(2 * owners * 7)}
     for owner, places in enumerate(items):
         parts = []
-        for start, count, block, part in places:
+        counts = [count for _, count, _, _ in places]
+        assert counts == sorted(counts, reverse=True)
+        for start, count, block, part in sorted(places, key=lambda item: (item[2], item[0])):
             if count:
                 assert block // 7 == owner
                 assert (part < 0) == (not found[block])

@@ -56,7 +56,7 @@ def hold_tile(tile):
 
 
 ITEM_ROWS = 16384
-KEPT_ITEM_ROWS = 4096
+KEPT_ITEM_ROWS = 8192
 KEEP_SLOPES = True
 SLOPE_BYTES = 268435456
 SUM_BYTES = 536870912
@@ -102,9 +102,9 @@ def finite(x):
 
 @triton.jit(do_not_specialize=["n_tokens"])
 def rows_backward(
-    grad_out_ptr, out_output_ptr, lse_output_ptr, grad_lse_0_output_ptr, folded_lse_output_ptr, folded_delta_output_ptr, wild_ptr,
-    n_tokens, heads, grad_batch, grad_head, grad_token,
-    DIM: tl.constexpr, PAD: tl.constexpr, LSE_0_output: tl.constexpr,
+    grad_out_ptr, out_output_ptr, lse_output_ptr, grad_lse_0_output_ptr, folded_lse_output_ptr, folded_delta_output_ptr, wild_ptr, q_ptr,
+    n_tokens, heads, grad_batch, grad_head, grad_token, q_batch, q_head, q_token,
+    DIM: tl.constexpr, PAD: tl.constexpr, DIM_QK: tl.constexpr, PAD_QK: tl.constexpr, LSE_0_output: tl.constexpr,
 ):
     """Deltas of the branch.
 
@@ -123,6 +123,7 @@ def rows_backward(
     grad_out = load_rows(grad_base, tokens, grad_token, ok, DIM, PAD, True).to(ACC)
     dot_output = tl.sum(grad_out * load_rows(out_output_ptr, row, DIM, ok, DIM, PAD, True).to(ACC), 1)
     lse = tl.load(lse_output_ptr + row, mask=ok, other=0.0).to(ACC)
+    unknown = lse - lse != 0.0
     folded_lse, folded_delta = lse * LOG2E, dot_output
     if LSE_0_output:
         folded_delta -= tl.load(grad_lse_0_output_ptr + row, mask=ok, other=0.0).to(ACC)
@@ -130,76 +131,87 @@ def rows_backward(
     folded_lse = tl.where(folded_delta - folded_delta != 0.0, float("nan"), folded_lse)
     tl.store(folded_lse_output_ptr + row, folded_lse, mask=ok)
     tl.store(folded_delta_output_ptr + row, folded_delta, mask=ok)
-    # Read here anyway: what find_wild asks of the other tensors. Last, so that no load waits for the answer.
-    if tl.max(tl.max((grad_out - grad_out != 0.0).to(tl.int32), 1), 0) > 0:
-        tl.store(wild_ptr, 1)
+    # Rows of dO without a finite product, or of q without a finite log-sum-exp: few, and not all of them bad.
+    unknown = unknown | (dot_output - dot_output != 0.0)
+    if tl.max(unknown.to(tl.int32), 0) > 0:
+        grad_rows = load_rows(grad_base, tokens, grad_token, unknown, DIM, PAD, True)
+        wild = tl.max(tl.max((grad_rows - grad_rows != 0.0).to(tl.int32), 1), 0)
+        q_rows = load_rows(q_ptr + batch * q_batch + tl.cast(head, tl.int64) * q_head, tokens, q_token, unknown, DIM_QK, PAD_QK, True)
+        wild = tl.maximum(wild, tl.max(tl.max((q_rows - q_rows != 0.0).to(tl.int32), 1), 0))
+        if wild > 0:
+            tl.store(wild_ptr, 1)
 
 
-@triton.jit(do_not_specialize=["n_tokens", "n_keys"])
+@triton.jit(do_not_specialize=["n_tokens", "n_keys", "all_tiles"])
 def attend_output_queries(
     q_ptr, k_ptr, v_ptr, grad_ptr, lse_ptr, delta_ptr, wild_ptr, partial_ptr, out_ptr,
-    scale, n_tokens, n_keys, heads, kv_heads,
+    scale, n_tokens, n_keys, heads, kv_heads, all_tiles,
     q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token, grad_batch, grad_head, grad_token,
     DIM_QK: tl.constexpr, DIM_V: tl.constexpr, PAD_QK: tl.constexpr, PAD_V: tl.constexpr, ADD: tl.constexpr,
     BESIDE: tl.constexpr,
 ):
-    """Branch output: the gradient of its queries. BESIDE: a fast kernel beside it takes what is finite."""
+    """Branch output: the gradient of its queries.
+
+    BESIDE: a fast kernel beside it takes what is finite, and a program has several of all_tiles, the query tiles of all heads.
+    """
     if BESIDE:
         if tl.load(wild_ptr) == 0:
             return
     TILE_M: tl.constexpr = 128
     TILE_N: tl.constexpr = 64
-    # Last tiles first: under a causal relation they are the longest.
-    program = tl.program_id(0)
-    head = program % heads
-    n_tiles = tl.cdiv(n_tokens, TILE_M)
-    tile = n_tiles - 1 - (program // heads) % n_tiles
-    batch = tl.cast(program // heads // n_tiles, tl.int64)
-    kv_head = head // (heads // kv_heads)
-    k_base = k_ptr + batch * k_batch + tl.cast(kv_head, tl.int64) * k_head
-    v_base = v_ptr + batch * v_batch + tl.cast(kv_head, tl.int64) * v_head
-    rows = tile * TILE_M + tl.arange(0, TILE_M)
-    row_ok = rows < n_tokens
-    row = (batch * heads + head) * n_tokens + rows
-    q = load_rows(q_ptr + batch * q_batch + tl.cast(head, tl.int64) * q_head, rows, q_token, row_ok, DIM_QK, PAD_QK, True)
-    grad = load_rows(grad_ptr + batch * grad_batch + tl.cast(head, tl.int64) * grad_head, rows, grad_token, row_ok, DIM_V, PAD_V, True)
-    lse = tl.load(lse_ptr + row, mask=row_ok, other=float("inf"))
-    delta = tl.load(delta_ptr + row, mask=row_ok, other=0.0)
-    acc = tl.zeros([TILE_M, PAD_QK], ACC)
+    # What is the same for all tiles is computed for each: no register holds it from one to the next.
+    for turn in tl.range(tl.cdiv(all_tiles - tl.program_id(0), tl.num_programs(0)) if BESIDE else 1, disable_licm=True):
+        program = tl.program_id(0) + turn * tl.num_programs(0)
+        # Last tiles first: under a causal relation they are the longest.
+        head = program % heads
+        n_tiles = tl.cdiv(n_tokens, TILE_M)
+        tile = n_tiles - 1 - (program // heads) % n_tiles
+        batch = tl.cast(program // heads // n_tiles, tl.int64)
+        kv_head = head // (heads // kv_heads)
+        k_base = k_ptr + batch * k_batch + tl.cast(kv_head, tl.int64) * k_head
+        v_base = v_ptr + batch * v_batch + tl.cast(kv_head, tl.int64) * v_head
+        rows = tile * TILE_M + tl.arange(0, TILE_M)
+        row_ok = rows < n_tokens
+        row = (batch * heads + head) * n_tokens + rows
+        q = load_rows(q_ptr + batch * q_batch + tl.cast(head, tl.int64) * q_head, rows, q_token, row_ok, DIM_QK, PAD_QK, True)
+        grad = load_rows(grad_ptr + batch * grad_batch + tl.cast(head, tl.int64) * grad_head, rows, grad_token, row_ok, DIM_V, PAD_V, True)
+        lse = tl.load(lse_ptr + row, mask=row_ok, other=float("inf"))
+        delta = tl.load(delta_ptr + row, mask=row_ok, other=0.0)
+        acc = tl.zeros([TILE_M, PAD_QK], ACC)
 
-    # Full tiles: every pair is visible, no mask.
+        # Full tiles: every pair is visible, no mask.
 
-    for key_tile in tl.range(0, 2 * tile, 1):
-        cols = key_tile * TILE_N + tl.arange(0, TILE_N)
-        key = load_rows(k_base, cols, k_token, cols >= 0, DIM_QK, PAD_QK, False)
-        value = load_rows(v_base, cols, v_token, cols >= 0, DIM_V, PAD_V, False)
-        scores = tl.dot(q, tl.trans(key), input_precision="ieee", out_dtype=ACC)
-        logits = scores * (scale * LOG2E)
-        probability = tl.exp2(logits - lse[:, None])
-        along = tl.dot(grad, tl.trans(value), input_precision="ieee", out_dtype=ACC)
-        slope = probability * (along - delta[:, None])
-        acc = tl.dot(slope.to(key.dtype), key, acc, input_precision="ieee", out_dtype=ACC)
+        for key_tile in tl.range(0, 2 * tile, 1):
+            cols = key_tile * TILE_N + tl.arange(0, TILE_N)
+            key = load_rows(k_base, cols, k_token, cols >= 0, DIM_QK, PAD_QK, False)
+            value = load_rows(v_base, cols, v_token, cols >= 0, DIM_V, PAD_V, False)
+            scores = tl.dot(q, tl.trans(key), input_precision="ieee", out_dtype=ACC)
+            logits = scores * (scale * LOG2E)
+            probability = tl.exp2(logits - lse[:, None])
+            along = tl.dot(grad, tl.trans(value), input_precision="ieee", out_dtype=ACC)
+            slope = probability * (along - delta[:, None])
+            acc = tl.dot(slope.to(key.dtype), key, acc, input_precision="ieee", out_dtype=ACC)
 
-    # Partial tiles: masked.
+        # Partial tiles: masked.
 
-    for key_tile in tl.range(2 * tile, tl.minimum(2 * tile + 1, (n_tokens + 63) // 64 - 1) + 1, 1):
-        cols = key_tile * TILE_N + tl.arange(0, TILE_N)
-        in_range = cols < n_keys
-        key = load_rows(k_base, cols, k_token, in_range, DIM_QK, PAD_QK, True)
-        value = load_rows(v_base, cols, v_token, in_range, DIM_V, PAD_V, True)
-        scores = tl.dot(q, tl.trans(key), input_precision="ieee", out_dtype=ACC)
-        allowed = in_range[None, :] & (cols[None, :] <= rows[:, None])
-        logits = scores * (scale * LOG2E)
-        probability = tl.exp2(logits - lse[:, None])
-        along = tl.dot(grad, tl.trans(value), input_precision="ieee", out_dtype=ACC)
-        slope = probability * (along - delta[:, None])
-        slope = tl.where(allowed, slope, 0.0)
-        acc = tl.dot(slope.to(key.dtype), finite(key), acc, input_precision="ieee", out_dtype=ACC)
+        for key_tile in tl.range(2 * tile, tl.minimum(2 * tile + 1, (n_tokens + 63) // 64 - 1) + 1, 1):
+            cols = key_tile * TILE_N + tl.arange(0, TILE_N)
+            in_range = cols < n_keys
+            key = load_rows(k_base, cols, k_token, in_range, DIM_QK, PAD_QK, True)
+            value = load_rows(v_base, cols, v_token, in_range, DIM_V, PAD_V, True)
+            scores = tl.dot(q, tl.trans(key), input_precision="ieee", out_dtype=ACC)
+            allowed = in_range[None, :] & (cols[None, :] <= rows[:, None])
+            logits = scores * (scale * LOG2E)
+            probability = tl.exp2(logits - lse[:, None])
+            along = tl.dot(grad, tl.trans(value), input_precision="ieee", out_dtype=ACC)
+            slope = probability * (along - delta[:, None])
+            slope = tl.where(allowed, slope, 0.0)
+            acc = tl.dot(slope.to(key.dtype), finite(key), acc, input_precision="ieee", out_dtype=ACC)
 
-    total = acc * scale
-    if ADD:
-        total += load_rows(partial_ptr, row, DIM_QK, row_ok, DIM_QK, PAD_QK, True)
-    store_rows(out_ptr, row, total, row_ok, DIM_QK, PAD_QK)
+        total = acc * scale
+        if ADD:
+            total += load_rows(partial_ptr, row, DIM_QK, row_ok, DIM_QK, PAD_QK, True)
+        store_rows(out_ptr, row, total, row_ok, DIM_QK, PAD_QK)
 
 
 @gluon.jit
@@ -587,11 +599,11 @@ def attend_output_keys(
         lse = tl.load(lse_ptr + row, mask=row_ok, other=float("inf"))
         delta = tl.load(delta_ptr + row, mask=row_ok, other=0.0)
         scores = tl.dot(key, tl.trans(q), input_precision="ieee", out_dtype=ACC)
+        along = tl.dot(value, tl.trans(grad), input_precision="ieee", out_dtype=ACC)
         logits = scores * (scale * LOG2E)
         probability = tl.exp2(logits - lse[None, :])
-        along = tl.dot(value, tl.trans(grad), input_precision="ieee", out_dtype=ACC)
-        value_grad = tl.dot(probability.to(grad.dtype), grad, value_grad, input_precision="ieee", out_dtype=ACC)
         slope = probability * (along - delta[None, :])
+        value_grad = tl.dot(probability.to(grad.dtype), grad, value_grad, input_precision="ieee", out_dtype=ACC)
         key_grad = tl.dot(slope.to(q.dtype), q, key_grad, input_precision="ieee", out_dtype=ACC)
 
     # Partial tiles: masked.
@@ -608,13 +620,13 @@ def attend_output_keys(
         delta = tl.load(delta_ptr + row, mask=row_ok, other=0.0)
         scores = tl.dot(key, tl.trans(q), input_precision="ieee", out_dtype=ACC)
         allowed = col_ok[:, None] & row_ok[None, :] & (cols[:, None] <= rows[None, :])
+        along = tl.dot(value, tl.trans(grad), input_precision="ieee", out_dtype=ACC)
         logits = scores * (scale * LOG2E)
         probability = tl.exp2(logits - lse[None, :])
         probability = tl.where(allowed, probability, 0.0)
-        along = tl.dot(value, tl.trans(grad), input_precision="ieee", out_dtype=ACC)
-        value_grad = tl.dot(probability.to(grad.dtype), finite(grad), value_grad, input_precision="ieee", out_dtype=ACC)
         slope = probability * (along - delta[None, :])
         slope = tl.where(allowed, slope, 0.0)
+        value_grad = tl.dot(probability.to(grad.dtype), finite(grad), value_grad, input_precision="ieee", out_dtype=ACC)
         key_grad = tl.dot(slope.to(q.dtype), finite(q), key_grad, input_precision="ieee", out_dtype=ACC)
 
     num_batches = tl.num_programs(0) // (SPLIT * kv_heads * n_tiles)
@@ -856,6 +868,12 @@ def _pad(dim):
     return max(16, _power_of_2(dim))
 
 
+def _run_length(tiles):
+    """How many of so many tiles one program takes of a kernel that finds, as a rule, that another one has done all. A program that only
+    looks costs a card time, too; those that are left must still fill it."""
+    return 16 if tiles >= 2048 else 1
+
+
 LAUNCHED = {}
 MOST_LAUNCHED = 4096
 
@@ -951,8 +969,8 @@ def run_backward(
     group = heads // max(1, kv_heads)
     scale = dim_qk**-0.5 if scale is None else float(scale)
     grads = {}
-    # Fast kernels run if all numbers are finite, safe ones if not.
-    wild = _find_wild(q, k, v)
+    # Fast kernels run if all numbers are finite, safe ones if not. Of other tensors that they read, rows_backward finds out.
+    wild = _find_wild(k, v)
 
     # Deltas of the branch.
     folded_lse_output = torch.empty(batch, heads, n_tokens, device=q.device, dtype=ACC_TORCH)
@@ -961,8 +979,8 @@ def run_backward(
         rows_backward, batch * heads * _cdiv(n_tokens, 32),
         grad_out, outs["output"], lse["output"],
         grad_lse["output"].contiguous() if "output" in grad_lse else grad_out,
-        folded_lse_output, folded_delta_output, wild,
-        n_tokens, heads, *grad_out.stride()[:3], DIM=dim_v, PAD=_pad(dim_v), LSE_0_output="output" in grad_lse, warps=4, stages=1,
+        folded_lse_output, folded_delta_output, wild, q,
+        n_tokens, heads, *grad_out.stride()[:3], *q.stride()[:3], DIM=dim_v, PAD=_pad(dim_v), DIM_QK=dim_qk, PAD_QK=_pad(dim_qk), LSE_0_output="output" in grad_lse, warps=8, stages=1,
     )
 
     # Queries of output, on Hopper.
@@ -980,9 +998,10 @@ def run_backward(
 
     # Queries of output.
     if any(each in wanted for each in ("q",)):
+        all_tiles = batch * heads * _cdiv(n_tokens, 128)
         _launch(
-            attend_output_queries, batch * heads * _cdiv(n_tokens, 128),
-            q, k, v, grad_out, folded_lse_output, folded_delta_output, wild, grads["q"], grads["q"], scale, n_tokens, k.shape[2], heads, kv_heads,
+            attend_output_queries, _cdiv(all_tiles, _run_length(all_tiles)) if on_hopper else all_tiles,
+            q, k, v, grad_out, folded_lse_output, folded_delta_output, wild, grads["q"], grads["q"], scale, n_tokens, k.shape[2], heads, kv_heads, all_tiles,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *grad_out.stride()[:3],
             DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v), ADD=False, BESIDE=on_hopper, warps=8, stages=3,
         )

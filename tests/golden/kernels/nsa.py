@@ -82,101 +82,106 @@ def load_at(base, offsets, DIM: tl.constexpr, PAD: tl.constexpr):
     return rows
 
 
-@triton.jit(do_not_specialize=["n_tokens", "n_keys"])
+@triton.jit(do_not_specialize=["n_tokens", "n_keys", "all_tiles"])
 def attend_windowed(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, wild_ptr,
-    scale, n_tokens, n_keys, heads, kv_heads,
+    scale, n_tokens, n_keys, heads, kv_heads, all_tiles,
     q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token,
     DIM_QK: tl.constexpr, DIM_V: tl.constexpr, PAD_QK: tl.constexpr, PAD_V: tl.constexpr, BESIDE: tl.constexpr,
 ):
-    """Branch windowed: attention over tokens. BESIDE: a fast kernel beside it takes finite values."""
+    """Branch windowed: attention over tokens.
+
+    BESIDE: a fast kernel beside it takes finite values, and a program has several of all_tiles, the query tiles of all heads.
+    """
     if BESIDE:
         if (tl.load(wild_ptr) == 0) & (scale > 0):
             return
     TILE_M: tl.constexpr = 128
     TILE_N: tl.constexpr = 64
-    # Last tiles first: under a causal relation they are the longest.
-    program = tl.program_id(0)
-    head = program % heads
-    n_tiles = tl.cdiv(n_tokens, TILE_M)
-    tile = n_tiles - 1 - (program // heads) % n_tiles
-    batch = tl.cast(program // heads // n_tiles, tl.int64)
-    kv_head = head // (heads // kv_heads)
-    q_base = q_ptr + batch * q_batch + tl.cast(head, tl.int64) * q_head
-    k_base = k_ptr + batch * k_batch + tl.cast(kv_head, tl.int64) * k_head
-    v_base = v_ptr + batch * v_batch + tl.cast(kv_head, tl.int64) * v_head
-    rows = tile * TILE_M + tl.arange(0, TILE_M)
-    row_ok = rows < n_tokens
-    q = load_rows(q_base, rows, q_token, row_ok, DIM_QK, PAD_QK, True)
-    row_max = tl.full([TILE_M], float("-inf"), ACC)
-    row_sum = tl.zeros([TILE_M], ACC)
-    acc = tl.zeros([TILE_M, PAD_V], ACC)
+    # What is the same for all tiles is computed for each: no register holds it from one to the next.
+    for turn in tl.range(tl.cdiv(all_tiles - tl.program_id(0), tl.num_programs(0)) if BESIDE else 1, disable_licm=True):
+        program = tl.program_id(0) + turn * tl.num_programs(0)
+        # Last tiles first: under a causal relation they are the longest.
+        head = program % heads
+        n_tiles = tl.cdiv(n_tokens, TILE_M)
+        tile = n_tiles - 1 - (program // heads) % n_tiles
+        batch = tl.cast(program // heads // n_tiles, tl.int64)
+        kv_head = head // (heads // kv_heads)
+        q_base = q_ptr + batch * q_batch + tl.cast(head, tl.int64) * q_head
+        k_base = k_ptr + batch * k_batch + tl.cast(kv_head, tl.int64) * k_head
+        v_base = v_ptr + batch * v_batch + tl.cast(kv_head, tl.int64) * v_head
+        rows = tile * TILE_M + tl.arange(0, TILE_M)
+        row_ok = rows < n_tokens
+        q = load_rows(q_base, rows, q_token, row_ok, DIM_QK, PAD_QK, True)
+        row_max = tl.full([TILE_M], float("-inf"), ACC)
+        row_sum = tl.zeros([TILE_M], ACC)
+        acc = tl.zeros([TILE_M, PAD_V], ACC)
 
-    # Full tiles: every pair is visible, no mask.
+        # Full tiles: every pair is visible, no mask.
 
-    for key_tile in tl.range(tl.maximum(0, 2 * tile - 6), 2 * tile, 1):
-        cols = key_tile * TILE_N + tl.arange(0, TILE_N)
-        key = load_rows(k_base, cols, k_token, cols >= 0, DIM_QK, PAD_QK, False)
-        scores = tl.dot(q, tl.trans(key), input_precision="ieee", out_dtype=ACC)
-        scores = scores * (scale * LOG2E)
-        value = load_rows(v_base, cols, v_token, cols >= 0, DIM_V, PAD_V, False)
-        new_max = tl.maximum(row_max, tl.max(scores, 1))
-        safe_max = tl.where(new_max == float("-inf"), 0.0, new_max)
-        weight = tl.exp2(scores - safe_max[:, None])
-        decay = tl.exp2(row_max - safe_max)
-        row_sum = row_sum * decay + tl.sum(weight, 1)
-        acc = tl.dot(weight.to(value.dtype), value, acc * decay[:, None], input_precision="ieee", out_dtype=ACC)
-        row_max = new_max
+        for key_tile in tl.range(tl.maximum(0, 2 * tile - 6), 2 * tile, 1):
+            cols = key_tile * TILE_N + tl.arange(0, TILE_N)
+            key = load_rows(k_base, cols, k_token, cols >= 0, DIM_QK, PAD_QK, False)
+            scores = tl.dot(q, tl.trans(key), input_precision="ieee", out_dtype=ACC)
+            scores = scores * (scale * LOG2E)
+            value = load_rows(v_base, cols, v_token, cols >= 0, DIM_V, PAD_V, False)
+            new_max = tl.maximum(row_max, tl.max(scores, 1))
+            safe_max = tl.where(new_max == float("-inf"), 0.0, new_max)
+            weight = tl.exp2(scores - safe_max[:, None])
+            decay = tl.exp2(row_max - safe_max)
+            row_sum = row_sum * decay + tl.sum(weight, 1)
+            acc = tl.dot(weight.to(value.dtype), value, acc * decay[:, None], input_precision="ieee", out_dtype=ACC)
+            row_max = new_max
 
-    # Partial tiles: masked.
+        # Partial tiles: masked.
 
-    for key_tile in tl.range(tl.maximum(0, 2 * tile - 8), 2 * tile - 6, 1):
-        cols = key_tile * TILE_N + tl.arange(0, TILE_N)
-        in_range = cols < n_keys
-        key = load_rows(k_base, cols, k_token, in_range, DIM_QK, PAD_QK, True)
-        scores = tl.dot(q, tl.trans(key), input_precision="ieee", out_dtype=ACC)
-        scores = scores * (scale * LOG2E)
-        allowed = in_range[None, :] & ((rows[:, None] - 512 < cols[None, :]) & (cols[None, :] <= rows[:, None]))
-        scores = tl.where(allowed, scores, float("-inf"))
-        value = load_rows(v_base, cols, v_token, in_range, DIM_V, PAD_V, True)
-        wild = (value - value) != 0
-        new_max = tl.maximum(row_max, tl.max(scores, 1))
-        safe_max = tl.where(new_max == float("-inf"), 0.0, new_max)
-        weight = tl.exp2(scores - safe_max[:, None])
-        decay = tl.exp2(row_max - safe_max)
-        row_sum = row_sum * decay + tl.sum(weight, 1)
-        acc = tl.dot(weight.to(value.dtype), tl.where(wild, 0.0, value).to(value.dtype), acc * decay[:, None], input_precision="ieee", out_dtype=ACC)
-        row_max = new_max
-        if tl.max(tl.max(wild.to(tl.int32), 1), 0) > 0:
-            touched = tl.dot(allowed.to(tl.float16), wild.to(tl.float16))
-            acc = tl.where(touched > 0, float("nan"), acc)
+        for key_tile in tl.range(tl.maximum(0, 2 * tile - 8), 2 * tile - 6, 1):
+            cols = key_tile * TILE_N + tl.arange(0, TILE_N)
+            in_range = cols < n_keys
+            key = load_rows(k_base, cols, k_token, in_range, DIM_QK, PAD_QK, True)
+            scores = tl.dot(q, tl.trans(key), input_precision="ieee", out_dtype=ACC)
+            scores = scores * (scale * LOG2E)
+            allowed = in_range[None, :] & ((rows[:, None] - 512 < cols[None, :]) & (cols[None, :] <= rows[:, None]))
+            scores = tl.where(allowed, scores, float("-inf"))
+            value = load_rows(v_base, cols, v_token, in_range, DIM_V, PAD_V, True)
+            wild = (value - value) != 0
+            new_max = tl.maximum(row_max, tl.max(scores, 1))
+            safe_max = tl.where(new_max == float("-inf"), 0.0, new_max)
+            weight = tl.exp2(scores - safe_max[:, None])
+            decay = tl.exp2(row_max - safe_max)
+            row_sum = row_sum * decay + tl.sum(weight, 1)
+            acc = tl.dot(weight.to(value.dtype), tl.where(wild, 0.0, value).to(value.dtype), acc * decay[:, None], input_precision="ieee", out_dtype=ACC)
+            row_max = new_max
+            if tl.max(tl.max(wild.to(tl.int32), 1), 0) > 0:
+                touched = tl.dot(allowed.to(tl.float16), wild.to(tl.float16))
+                acc = tl.where(touched > 0, float("nan"), acc)
 
-    for key_tile in tl.range(2 * tile, tl.minimum(2 * tile + 1, (n_tokens + 63) // 64 - 1) + 1, 1):
-        cols = key_tile * TILE_N + tl.arange(0, TILE_N)
-        in_range = cols < n_keys
-        key = load_rows(k_base, cols, k_token, in_range, DIM_QK, PAD_QK, True)
-        scores = tl.dot(q, tl.trans(key), input_precision="ieee", out_dtype=ACC)
-        scores = scores * (scale * LOG2E)
-        allowed = in_range[None, :] & ((rows[:, None] - 512 < cols[None, :]) & (cols[None, :] <= rows[:, None]))
-        scores = tl.where(allowed, scores, float("-inf"))
-        value = load_rows(v_base, cols, v_token, in_range, DIM_V, PAD_V, True)
-        wild = (value - value) != 0
-        new_max = tl.maximum(row_max, tl.max(scores, 1))
-        safe_max = tl.where(new_max == float("-inf"), 0.0, new_max)
-        weight = tl.exp2(scores - safe_max[:, None])
-        decay = tl.exp2(row_max - safe_max)
-        row_sum = row_sum * decay + tl.sum(weight, 1)
-        acc = tl.dot(weight.to(value.dtype), tl.where(wild, 0.0, value).to(value.dtype), acc * decay[:, None], input_precision="ieee", out_dtype=ACC)
-        row_max = new_max
-        if tl.max(tl.max(wild.to(tl.int32), 1), 0) > 0:
-            touched = tl.dot(allowed.to(tl.float16), wild.to(tl.float16))
-            acc = tl.where(touched > 0, float("nan"), acc)
+        for key_tile in tl.range(2 * tile, tl.minimum(2 * tile + 1, (n_tokens + 63) // 64 - 1) + 1, 1):
+            cols = key_tile * TILE_N + tl.arange(0, TILE_N)
+            in_range = cols < n_keys
+            key = load_rows(k_base, cols, k_token, in_range, DIM_QK, PAD_QK, True)
+            scores = tl.dot(q, tl.trans(key), input_precision="ieee", out_dtype=ACC)
+            scores = scores * (scale * LOG2E)
+            allowed = in_range[None, :] & ((rows[:, None] - 512 < cols[None, :]) & (cols[None, :] <= rows[:, None]))
+            scores = tl.where(allowed, scores, float("-inf"))
+            value = load_rows(v_base, cols, v_token, in_range, DIM_V, PAD_V, True)
+            wild = (value - value) != 0
+            new_max = tl.maximum(row_max, tl.max(scores, 1))
+            safe_max = tl.where(new_max == float("-inf"), 0.0, new_max)
+            weight = tl.exp2(scores - safe_max[:, None])
+            decay = tl.exp2(row_max - safe_max)
+            row_sum = row_sum * decay + tl.sum(weight, 1)
+            acc = tl.dot(weight.to(value.dtype), tl.where(wild, 0.0, value).to(value.dtype), acc * decay[:, None], input_precision="ieee", out_dtype=ACC)
+            row_max = new_max
+            if tl.max(tl.max(wild.to(tl.int32), 1), 0) > 0:
+                touched = tl.dot(allowed.to(tl.float16), wild.to(tl.float16))
+                acc = tl.where(touched > 0, float("nan"), acc)
 
-    result = acc / tl.where(row_sum == 0.0, 1.0, row_sum)[:, None]
-    log_sum_exp = tl.where(row_sum == 0.0, float("-inf"), (row_max + tl.log2(tl.where(row_sum == 0.0, 1.0, row_sum))) * LN2)
-    row = (batch * heads + head) * n_tokens + rows
-    store_rows(out_ptr, row, result, row_ok, DIM_V, PAD_V)
-    tl.store(lse_ptr + row, log_sum_exp, mask=row_ok)
+        result = acc / tl.where(row_sum == 0.0, 1.0, row_sum)[:, None]
+        log_sum_exp = tl.where(row_sum == 0.0, float("-inf"), (row_max + tl.log2(tl.where(row_sum == 0.0, 1.0, row_sum))) * LN2)
+        row = (batch * heads + head) * n_tokens + rows
+        store_rows(out_ptr, row, result, row_ok, DIM_V, PAD_V)
+        tl.store(lse_ptr + row, log_sum_exp, mask=row_ok)
 
 
 @triton.jit(do_not_specialize=["n_rows"])
@@ -439,80 +444,85 @@ def attend_windowed_hopper(
     )
 
 
-@triton.jit(do_not_specialize=["n_tokens", "n_keys"])
+@triton.jit(do_not_specialize=["n_tokens", "n_keys", "all_tiles"])
 def attend_compressed(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, wild_ptr,
-    scale, n_tokens, n_keys, heads, kv_heads,
+    scale, n_tokens, n_keys, heads, kv_heads, all_tiles,
     q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token,
     DIM_QK: tl.constexpr, DIM_V: tl.constexpr, PAD_QK: tl.constexpr, PAD_V: tl.constexpr, BESIDE: tl.constexpr,
 ):
-    """Branch compressed: attention over slots of summary. BESIDE: a fast kernel beside it takes finite values."""
+    """Branch compressed: attention over slots of summary.
+
+    BESIDE: a fast kernel beside it takes finite values, and a program has several of all_tiles, the query tiles of all heads.
+    """
     if BESIDE:
         if (tl.load(wild_ptr) == 0) & (scale > 0):
             return
     TILE_M: tl.constexpr = 128
     TILE_N: tl.constexpr = 64
-    # Last tiles first: under a causal relation they are the longest.
-    program = tl.program_id(0)
-    head = program % heads
-    n_tiles = tl.cdiv(n_tokens, TILE_M)
-    tile = n_tiles - 1 - (program // heads) % n_tiles
-    batch = tl.cast(program // heads // n_tiles, tl.int64)
-    kv_head = head // (heads // kv_heads)
-    q_base = q_ptr + batch * q_batch + tl.cast(head, tl.int64) * q_head
-    k_base = k_ptr + batch * k_batch + tl.cast(kv_head, tl.int64) * k_head
-    v_base = v_ptr + batch * v_batch + tl.cast(kv_head, tl.int64) * v_head
-    rows = tile * TILE_M + tl.arange(0, TILE_M)
-    row_ok = rows < n_tokens
-    q = load_rows(q_base, rows, q_token, row_ok, DIM_QK, PAD_QK, True)
-    row_max = tl.full([TILE_M], float("-inf"), ACC)
-    row_sum = tl.zeros([TILE_M], ACC)
-    acc = tl.zeros([TILE_M, PAD_V], ACC)
+    # What is the same for all tiles is computed for each: no register holds it from one to the next.
+    for turn in tl.range(tl.cdiv(all_tiles - tl.program_id(0), tl.num_programs(0)) if BESIDE else 1, disable_licm=True):
+        program = tl.program_id(0) + turn * tl.num_programs(0)
+        # Last tiles first: under a causal relation they are the longest.
+        head = program % heads
+        n_tiles = tl.cdiv(n_tokens, TILE_M)
+        tile = n_tiles - 1 - (program // heads) % n_tiles
+        batch = tl.cast(program // heads // n_tiles, tl.int64)
+        kv_head = head // (heads // kv_heads)
+        q_base = q_ptr + batch * q_batch + tl.cast(head, tl.int64) * q_head
+        k_base = k_ptr + batch * k_batch + tl.cast(kv_head, tl.int64) * k_head
+        v_base = v_ptr + batch * v_batch + tl.cast(kv_head, tl.int64) * v_head
+        rows = tile * TILE_M + tl.arange(0, TILE_M)
+        row_ok = rows < n_tokens
+        q = load_rows(q_base, rows, q_token, row_ok, DIM_QK, PAD_QK, True)
+        row_max = tl.full([TILE_M], float("-inf"), ACC)
+        row_sum = tl.zeros([TILE_M], ACC)
+        acc = tl.zeros([TILE_M, PAD_V], ACC)
 
-    # Full tiles: every pair is visible, no mask.
+        # Full tiles: every pair is visible, no mask.
 
-    for key_tile in tl.range(0, (tile + 7) // 8 - 1, 1):
-        cols = key_tile * TILE_N + tl.arange(0, TILE_N)
-        key = load_rows(k_base, cols, k_token, cols >= 0, DIM_QK, PAD_QK, False)
-        scores = tl.dot(q, tl.trans(key), input_precision="ieee", out_dtype=ACC)
-        scores = scores * (scale * LOG2E)
-        value = load_rows(v_base, cols, v_token, cols >= 0, DIM_V, PAD_V, False)
-        new_max = tl.maximum(row_max, tl.max(scores, 1))
-        safe_max = tl.where(new_max == float("-inf"), 0.0, new_max)
-        weight = tl.exp2(scores - safe_max[:, None])
-        decay = tl.exp2(row_max - safe_max)
-        row_sum = row_sum * decay + tl.sum(weight, 1)
-        acc = tl.dot(weight.to(value.dtype), value, acc * decay[:, None], input_precision="ieee", out_dtype=ACC)
-        row_max = new_max
+        for key_tile in tl.range(0, (tile + 7) // 8 - 1, 1):
+            cols = key_tile * TILE_N + tl.arange(0, TILE_N)
+            key = load_rows(k_base, cols, k_token, cols >= 0, DIM_QK, PAD_QK, False)
+            scores = tl.dot(q, tl.trans(key), input_precision="ieee", out_dtype=ACC)
+            scores = scores * (scale * LOG2E)
+            value = load_rows(v_base, cols, v_token, cols >= 0, DIM_V, PAD_V, False)
+            new_max = tl.maximum(row_max, tl.max(scores, 1))
+            safe_max = tl.where(new_max == float("-inf"), 0.0, new_max)
+            weight = tl.exp2(scores - safe_max[:, None])
+            decay = tl.exp2(row_max - safe_max)
+            row_sum = row_sum * decay + tl.sum(weight, 1)
+            acc = tl.dot(weight.to(value.dtype), value, acc * decay[:, None], input_precision="ieee", out_dtype=ACC)
+            row_max = new_max
 
-    # Partial tiles: masked.
+        # Partial tiles: masked.
 
-    for key_tile in tl.range(tl.maximum(0, (tile + 7) // 8 - 1), tl.minimum((n_tokens + 992) // 1024 - 1, tile // 8) + 1, 1):
-        cols = key_tile * TILE_N + tl.arange(0, TILE_N)
-        in_range = cols < n_keys
-        key = load_rows(k_base, cols, k_token, in_range, DIM_QK, PAD_QK, True)
-        scores = tl.dot(q, tl.trans(key), input_precision="ieee", out_dtype=ACC)
-        scores = scores * (scale * LOG2E)
-        allowed = in_range[None, :] & (16 * cols[None, :] + 31 <= rows[:, None])
-        scores = tl.where(allowed, scores, float("-inf"))
-        value = load_rows(v_base, cols, v_token, in_range, DIM_V, PAD_V, True)
-        wild = (value - value) != 0
-        new_max = tl.maximum(row_max, tl.max(scores, 1))
-        safe_max = tl.where(new_max == float("-inf"), 0.0, new_max)
-        weight = tl.exp2(scores - safe_max[:, None])
-        decay = tl.exp2(row_max - safe_max)
-        row_sum = row_sum * decay + tl.sum(weight, 1)
-        acc = tl.dot(weight.to(value.dtype), tl.where(wild, 0.0, value).to(value.dtype), acc * decay[:, None], input_precision="ieee", out_dtype=ACC)
-        row_max = new_max
-        if tl.max(tl.max(wild.to(tl.int32), 1), 0) > 0:
-            touched = tl.dot(allowed.to(tl.float16), wild.to(tl.float16))
-            acc = tl.where(touched > 0, float("nan"), acc)
+        for key_tile in tl.range(tl.maximum(0, (tile + 7) // 8 - 1), tl.minimum((n_tokens + 992) // 1024 - 1, tile // 8) + 1, 1):
+            cols = key_tile * TILE_N + tl.arange(0, TILE_N)
+            in_range = cols < n_keys
+            key = load_rows(k_base, cols, k_token, in_range, DIM_QK, PAD_QK, True)
+            scores = tl.dot(q, tl.trans(key), input_precision="ieee", out_dtype=ACC)
+            scores = scores * (scale * LOG2E)
+            allowed = in_range[None, :] & (16 * cols[None, :] + 31 <= rows[:, None])
+            scores = tl.where(allowed, scores, float("-inf"))
+            value = load_rows(v_base, cols, v_token, in_range, DIM_V, PAD_V, True)
+            wild = (value - value) != 0
+            new_max = tl.maximum(row_max, tl.max(scores, 1))
+            safe_max = tl.where(new_max == float("-inf"), 0.0, new_max)
+            weight = tl.exp2(scores - safe_max[:, None])
+            decay = tl.exp2(row_max - safe_max)
+            row_sum = row_sum * decay + tl.sum(weight, 1)
+            acc = tl.dot(weight.to(value.dtype), tl.where(wild, 0.0, value).to(value.dtype), acc * decay[:, None], input_precision="ieee", out_dtype=ACC)
+            row_max = new_max
+            if tl.max(tl.max(wild.to(tl.int32), 1), 0) > 0:
+                touched = tl.dot(allowed.to(tl.float16), wild.to(tl.float16))
+                acc = tl.where(touched > 0, float("nan"), acc)
 
-    result = acc / tl.where(row_sum == 0.0, 1.0, row_sum)[:, None]
-    log_sum_exp = tl.where(row_sum == 0.0, float("-inf"), (row_max + tl.log2(tl.where(row_sum == 0.0, 1.0, row_sum))) * LN2)
-    row = (batch * heads + head) * n_tokens + rows
-    store_rows(out_ptr, row, result, row_ok, DIM_V, PAD_V)
-    tl.store(lse_ptr + row, log_sum_exp, mask=row_ok)
+        result = acc / tl.where(row_sum == 0.0, 1.0, row_sum)[:, None]
+        log_sum_exp = tl.where(row_sum == 0.0, float("-inf"), (row_max + tl.log2(tl.where(row_sum == 0.0, 1.0, row_sum))) * LN2)
+        row = (batch * heads + head) * n_tokens + rows
+        store_rows(out_ptr, row, result, row_ok, DIM_V, PAD_V)
+        tl.store(lse_ptr + row, log_sum_exp, mask=row_ok)
 
 
 @gluon.jit
@@ -1198,9 +1208,9 @@ def _invert_blocks(chosen, owners, n_blocks, longest, slots=False):
 
     chosen: (batch, units, query units, width), distinct, -1 for none. owners: how many inverse indices a batch has; its units are dealt
     out to them in order, so that an entry is (unit of the owner, query unit), and with `slots` its place in the list, too. Returns
-    entries; items (batch * owners, places, 4): start among the entries, how many, block (counted through all owners), and number among
-    those that are not their block's first, or -1; more places than needed hold 0 entries, and so may a block's only item; last, for each
-    block how many items there are up to and with it.
+    entries; items (batch * owners, places, 4), the longest first: start among the entries, how many, block (counted through all owners),
+    and number among those that are not their block's first, or -1; more places than needed hold 0 entries, and so may a block's only item;
+    last, for each block how many items there are up to and with it.
     """
     batch, units, n_units, width = chosen.shape
     n_lists, rows = batch * owners, units // owners * n_units
@@ -1215,7 +1225,10 @@ def _invert_blocks(chosen, owners, n_blocks, longest, slots=False):
     until, ends = sizes.cumsum(1, dtype=torch.int32)
     _launch(place_lists, n_lists * n_words, chosen, bits, before, sizes, until, entries, rows, n_blocks, n_words, SLOTS=slots, **lists)
     _launch(list_items, n_all, sizes, until, ends, items, longest, n_blocks, places, TILE=32, warps=1, stages=1)
-    return entries, items, ends
+    # The longest first: items that run at the same time go through their lists at the same pace then, and find each other's rows in the
+    # cache; and those that run last are short.
+    order = items[:, :, 1].argsort(dim=1, descending=True, stable=True)
+    return entries, items.gather(1, order[:, :, None].expand(-1, -1, 4)), ends
 
 
 @triton.jit(do_not_specialize=["n_tokens", "n_blocks", "first_list", "first_token", "span"])
@@ -1345,6 +1358,12 @@ def _power_of_2(n):
 def _pad(dim):
     """A head dimension as the kernels see it."""
     return max(16, _power_of_2(dim))
+
+
+def _run_length(tiles):
+    """How many of so many tiles one program takes of a kernel that finds, as a rule, that another one has done all. A program that only
+    looks costs a card time, too; those that are left must still fill it."""
+    return 16 if tiles >= 2048 else 1
 
 
 LAUNCHED = {}
@@ -1546,9 +1565,10 @@ def run(
             lse_windowed, wild_v, scale, n_tokens, k.shape[2], heads, kv_heads,
             DIM_QK=dim_qk, DIM_V=dim_v, HEADS=HEADS, warps=8,
         )
+    all_tiles = batch * heads * _cdiv(n_tokens, 128)
     _launch(
-        attend_windowed, batch * heads * _cdiv(n_tokens, 128),
-        q, k, v, branch_windowed, lse_windowed, wild_v, scale, n_tokens, k.shape[2], heads, kv_heads,
+        attend_windowed, _cdiv(all_tiles, _run_length(all_tiles)) if on_hopper else all_tiles,
+        q, k, v, branch_windowed, lse_windowed, wild_v, scale, n_tokens, k.shape[2], heads, kv_heads, all_tiles,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
         DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v), BESIDE=on_hopper, warps=8, stages=2,
     )
@@ -1570,9 +1590,10 @@ def run(
             lse_compressed, wild_slots_summary_values, scale, n_tokens, slots_summary_keys.shape[2], heads, kv_heads,
             DIM_QK=dim_qk, DIM_V=dim_v, HEADS=HEADS, warps=8,
         )
+    all_tiles = batch * heads * _cdiv(n_tokens, 128)
     _launch(
-        attend_compressed, batch * heads * _cdiv(n_tokens, 128),
-        q, slots_summary_keys, slots_summary_values, branch_compressed, lse_compressed, wild_slots_summary_values, scale, n_tokens, slots_summary_keys.shape[2], heads, kv_heads,
+        attend_compressed, _cdiv(all_tiles, _run_length(all_tiles)) if on_hopper else all_tiles,
+        q, slots_summary_keys, slots_summary_values, branch_compressed, lse_compressed, wild_slots_summary_values, scale, n_tokens, slots_summary_keys.shape[2], heads, kv_heads, all_tiles,
         *q.stride()[:3], *slots_summary_keys.stride()[:3], *slots_summary_values.stride()[:3],
         DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v), BESIDE=on_hopper, warps=8, stages=2,
     )
@@ -1634,7 +1655,7 @@ def run(
             *q.stride()[:3], *keys.stride()[:3], *values.stride()[:3],
             DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v), GROUP=group, QUERIES=QUERIES, SHORT=SHORT, OWN=keep, ROWS=UNION_ROWS, warps=4 if group >= 8 else 2, stages=3,
         )
-    QUERIES = 8 if TAKEN else 1
+    QUERIES = 8 * _run_length(batch * kv_heads * _cdiv(n_tokens, 8)) if TAKEN else 1
     _launch(
         attend_selected, batch * kv_heads * _cdiv(n_tokens, QUERIES) * _cdiv(group, ROWS),
         q, keys, values, branch_selected, lse_selected, chosen_selected, wild_v, *combining, scale, n_tokens, heads, kv_heads,

@@ -61,7 +61,7 @@ def hold_tile(tile):
 
 
 ITEM_ROWS = 16384
-KEPT_ITEM_ROWS = 4096
+KEPT_ITEM_ROWS = 8192
 KEEP_SLOPES = True
 SLOPE_BYTES = 268435456
 SUM_BYTES = 536870912
@@ -119,9 +119,9 @@ def finite(x):
 
 @triton.jit(do_not_specialize=["n_tokens"])
 def rows_backward(
-    grad_out_ptr, out_compressed_ptr, lse_compressed_ptr, out_selected_ptr, lse_selected_ptr, out_windowed_ptr, lse_windowed_ptr, grad_lse_0_compressed_ptr, grad_lse_1_selected_ptr, grad_lse_2_windowed_ptr, gates_ptr, folded_lse_compressed_ptr, folded_delta_compressed_ptr, folded_lse_selected_ptr, folded_delta_selected_ptr, folded_lse_windowed_ptr, folded_delta_windowed_ptr, grad_gates_ptr, wild_ptr,
-    n_tokens, heads, grad_batch, grad_head, grad_token, gates_batch, gates_head, gates_token, gates_branch,
-    DIM: tl.constexpr, PAD: tl.constexpr, LSE_0_compressed: tl.constexpr, LSE_1_selected: tl.constexpr, LSE_2_windowed: tl.constexpr, GATES: tl.constexpr,
+    grad_out_ptr, out_compressed_ptr, lse_compressed_ptr, out_selected_ptr, lse_selected_ptr, out_windowed_ptr, lse_windowed_ptr, grad_lse_0_compressed_ptr, grad_lse_1_selected_ptr, grad_lse_2_windowed_ptr, gates_ptr, folded_lse_compressed_ptr, folded_delta_compressed_ptr, folded_lse_selected_ptr, folded_delta_selected_ptr, folded_lse_windowed_ptr, folded_delta_windowed_ptr, grad_gates_ptr, wild_ptr, q_ptr,
+    n_tokens, heads, grad_batch, grad_head, grad_token, gates_batch, gates_head, gates_token, gates_branch, q_batch, q_head, q_token,
+    DIM: tl.constexpr, PAD: tl.constexpr, DIM_QK: tl.constexpr, PAD_QK: tl.constexpr, LSE_0_compressed: tl.constexpr, LSE_1_selected: tl.constexpr, LSE_2_windowed: tl.constexpr, GATES: tl.constexpr,
 ):
     """Rows' log-sum-exps and deltas, and the gates' gradient of sigmoid-gated branches.
 
@@ -159,6 +159,7 @@ def rows_backward(
         tl.store(grad_gate + 1, change_1_selected.to(grad_gates_ptr.dtype.element_ty), mask=ok)
         tl.store(grad_gate + 2, change_2_windowed.to(grad_gates_ptr.dtype.element_ty), mask=ok)
     lse = tl.load(lse_compressed_ptr + row, mask=ok, other=0.0).to(ACC)
+    unknown = lse - lse != 0.0
     folded_lse, folded_delta = lse * LOG2E, dot_compressed
     weight = tl.maximum(weight_0_compressed, LEAST_WEIGHT)
     folded_lse -= tl.log2(weight)
@@ -169,6 +170,7 @@ def rows_backward(
     tl.store(folded_lse_compressed_ptr + row, folded_lse, mask=ok)
     tl.store(folded_delta_compressed_ptr + row, folded_delta, mask=ok)
     lse = tl.load(lse_selected_ptr + row, mask=ok, other=0.0).to(ACC)
+    unknown = unknown & (lse - lse != 0.0)
     folded_lse, folded_delta = lse * LOG2E, dot_selected
     weight = tl.maximum(weight_1_selected, LEAST_WEIGHT)
     folded_lse -= tl.log2(weight)
@@ -179,6 +181,7 @@ def rows_backward(
     tl.store(folded_lse_selected_ptr + row, folded_lse, mask=ok)
     tl.store(folded_delta_selected_ptr + row, folded_delta, mask=ok)
     lse = tl.load(lse_windowed_ptr + row, mask=ok, other=0.0).to(ACC)
+    unknown = unknown & (lse - lse != 0.0)
     folded_lse, folded_delta = lse * LOG2E, dot_windowed
     weight = tl.maximum(weight_2_windowed, LEAST_WEIGHT)
     folded_lse -= tl.log2(weight)
@@ -188,157 +191,173 @@ def rows_backward(
     folded_lse = tl.where(folded_delta - folded_delta != 0.0, float("nan"), folded_lse)
     tl.store(folded_lse_windowed_ptr + row, folded_lse, mask=ok)
     tl.store(folded_delta_windowed_ptr + row, folded_delta, mask=ok)
-    # Read here anyway: what find_wild asks of the other tensors. Last, so that no load waits for the answer.
-    if tl.max(tl.max((grad_out - grad_out != 0.0).to(tl.int32), 1), 0) > 0:
-        tl.store(wild_ptr, 1)
+    # Rows of dO without a finite product, or of q without a finite log-sum-exp: few, and not all of them bad.
+    unknown = unknown | (dot_compressed - dot_compressed != 0.0)
+    if tl.max(unknown.to(tl.int32), 0) > 0:
+        grad_rows = load_rows(grad_base, tokens, grad_token, unknown, DIM, PAD, True)
+        wild = tl.max(tl.max((grad_rows - grad_rows != 0.0).to(tl.int32), 1), 0)
+        q_rows = load_rows(q_ptr + batch * q_batch + tl.cast(head, tl.int64) * q_head, tokens, q_token, unknown, DIM_QK, PAD_QK, True)
+        wild = tl.maximum(wild, tl.max(tl.max((q_rows - q_rows != 0.0).to(tl.int32), 1), 0))
+        if wild > 0:
+            tl.store(wild_ptr, 1)
 
 
-@triton.jit(do_not_specialize=["n_tokens", "n_keys"])
+@triton.jit(do_not_specialize=["n_tokens", "n_keys", "all_tiles"])
 def attend_compressed_queries(
     q_ptr, k_ptr, v_ptr, grad_ptr, lse_ptr, delta_ptr, wild_ptr, partial_ptr, out_ptr,
-    scale, n_tokens, n_keys, heads, kv_heads,
+    scale, n_tokens, n_keys, heads, kv_heads, all_tiles,
     q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token, grad_batch, grad_head, grad_token,
     DIM_QK: tl.constexpr, DIM_V: tl.constexpr, PAD_QK: tl.constexpr, PAD_V: tl.constexpr, ADD: tl.constexpr,
     BESIDE: tl.constexpr,
 ):
-    """Branch compressed: the gradient of its queries. BESIDE: a fast kernel beside it takes what is finite."""
+    """Branch compressed: the gradient of its queries.
+
+    BESIDE: a fast kernel beside it takes what is finite, and a program has several of all_tiles, the query tiles of all heads.
+    """
     if BESIDE:
         if tl.load(wild_ptr) == 0:
             return
     TILE_M: tl.constexpr = 128
     TILE_N: tl.constexpr = 64
-    # Last tiles first: under a causal relation they are the longest.
-    program = tl.program_id(0)
-    head = program % heads
-    n_tiles = tl.cdiv(n_tokens, TILE_M)
-    tile = n_tiles - 1 - (program // heads) % n_tiles
-    batch = tl.cast(program // heads // n_tiles, tl.int64)
-    kv_head = head // (heads // kv_heads)
-    k_base = k_ptr + batch * k_batch + tl.cast(kv_head, tl.int64) * k_head
-    v_base = v_ptr + batch * v_batch + tl.cast(kv_head, tl.int64) * v_head
-    rows = tile * TILE_M + tl.arange(0, TILE_M)
-    row_ok = rows < n_tokens
-    row = (batch * heads + head) * n_tokens + rows
-    q = load_rows(q_ptr + batch * q_batch + tl.cast(head, tl.int64) * q_head, rows, q_token, row_ok, DIM_QK, PAD_QK, True)
-    grad = load_rows(grad_ptr + batch * grad_batch + tl.cast(head, tl.int64) * grad_head, rows, grad_token, row_ok, DIM_V, PAD_V, True)
-    lse = tl.load(lse_ptr + row, mask=row_ok, other=float("inf"))
-    delta = tl.load(delta_ptr + row, mask=row_ok, other=0.0)
-    acc = tl.zeros([TILE_M, PAD_QK], ACC)
+    # What is the same for all tiles is computed for each: no register holds it from one to the next.
+    for turn in tl.range(tl.cdiv(all_tiles - tl.program_id(0), tl.num_programs(0)) if BESIDE else 1, disable_licm=True):
+        program = tl.program_id(0) + turn * tl.num_programs(0)
+        # Last tiles first: under a causal relation they are the longest.
+        head = program % heads
+        n_tiles = tl.cdiv(n_tokens, TILE_M)
+        tile = n_tiles - 1 - (program // heads) % n_tiles
+        batch = tl.cast(program // heads // n_tiles, tl.int64)
+        kv_head = head // (heads // kv_heads)
+        k_base = k_ptr + batch * k_batch + tl.cast(kv_head, tl.int64) * k_head
+        v_base = v_ptr + batch * v_batch + tl.cast(kv_head, tl.int64) * v_head
+        rows = tile * TILE_M + tl.arange(0, TILE_M)
+        row_ok = rows < n_tokens
+        row = (batch * heads + head) * n_tokens + rows
+        q = load_rows(q_ptr + batch * q_batch + tl.cast(head, tl.int64) * q_head, rows, q_token, row_ok, DIM_QK, PAD_QK, True)
+        grad = load_rows(grad_ptr + batch * grad_batch + tl.cast(head, tl.int64) * grad_head, rows, grad_token, row_ok, DIM_V, PAD_V, True)
+        lse = tl.load(lse_ptr + row, mask=row_ok, other=float("inf"))
+        delta = tl.load(delta_ptr + row, mask=row_ok, other=0.0)
+        acc = tl.zeros([TILE_M, PAD_QK], ACC)
 
-    # Full tiles: every pair is visible, no mask.
+        # Full tiles: every pair is visible, no mask.
 
-    for key_tile in tl.range(0, (tile + 7) // 8 - 1, 1):
-        cols = key_tile * TILE_N + tl.arange(0, TILE_N)
-        key = load_rows(k_base, cols, k_token, cols >= 0, DIM_QK, PAD_QK, False)
-        value = load_rows(v_base, cols, v_token, cols >= 0, DIM_V, PAD_V, False)
-        scores = tl.dot(q, tl.trans(key), input_precision="ieee", out_dtype=ACC)
-        logits = scores * (scale * LOG2E)
-        probability = tl.exp2(logits - lse[:, None])
-        along = tl.dot(grad, tl.trans(value), input_precision="ieee", out_dtype=ACC)
-        slope = probability * (along - delta[:, None])
-        acc = tl.dot(slope.to(key.dtype), key, acc, input_precision="ieee", out_dtype=ACC)
+        for key_tile in tl.range(0, (tile + 7) // 8 - 1, 1):
+            cols = key_tile * TILE_N + tl.arange(0, TILE_N)
+            key = load_rows(k_base, cols, k_token, cols >= 0, DIM_QK, PAD_QK, False)
+            value = load_rows(v_base, cols, v_token, cols >= 0, DIM_V, PAD_V, False)
+            scores = tl.dot(q, tl.trans(key), input_precision="ieee", out_dtype=ACC)
+            logits = scores * (scale * LOG2E)
+            probability = tl.exp2(logits - lse[:, None])
+            along = tl.dot(grad, tl.trans(value), input_precision="ieee", out_dtype=ACC)
+            slope = probability * (along - delta[:, None])
+            acc = tl.dot(slope.to(key.dtype), key, acc, input_precision="ieee", out_dtype=ACC)
 
-    # Partial tiles: masked.
+        # Partial tiles: masked.
 
-    for key_tile in tl.range(tl.maximum(0, (tile + 7) // 8 - 1), tl.minimum((n_tokens + 992) // 1024 - 1, tile // 8) + 1, 1):
-        cols = key_tile * TILE_N + tl.arange(0, TILE_N)
-        in_range = cols < n_keys
-        key = load_rows(k_base, cols, k_token, in_range, DIM_QK, PAD_QK, True)
-        value = load_rows(v_base, cols, v_token, in_range, DIM_V, PAD_V, True)
-        scores = tl.dot(q, tl.trans(key), input_precision="ieee", out_dtype=ACC)
-        allowed = in_range[None, :] & (16 * cols[None, :] + 31 <= rows[:, None])
-        logits = scores * (scale * LOG2E)
-        probability = tl.exp2(logits - lse[:, None])
-        along = tl.dot(grad, tl.trans(value), input_precision="ieee", out_dtype=ACC)
-        slope = probability * (along - delta[:, None])
-        slope = tl.where(allowed, slope, 0.0)
-        acc = tl.dot(slope.to(key.dtype), finite(key), acc, input_precision="ieee", out_dtype=ACC)
+        for key_tile in tl.range(tl.maximum(0, (tile + 7) // 8 - 1), tl.minimum((n_tokens + 992) // 1024 - 1, tile // 8) + 1, 1):
+            cols = key_tile * TILE_N + tl.arange(0, TILE_N)
+            in_range = cols < n_keys
+            key = load_rows(k_base, cols, k_token, in_range, DIM_QK, PAD_QK, True)
+            value = load_rows(v_base, cols, v_token, in_range, DIM_V, PAD_V, True)
+            scores = tl.dot(q, tl.trans(key), input_precision="ieee", out_dtype=ACC)
+            allowed = in_range[None, :] & (16 * cols[None, :] + 31 <= rows[:, None])
+            logits = scores * (scale * LOG2E)
+            probability = tl.exp2(logits - lse[:, None])
+            along = tl.dot(grad, tl.trans(value), input_precision="ieee", out_dtype=ACC)
+            slope = probability * (along - delta[:, None])
+            slope = tl.where(allowed, slope, 0.0)
+            acc = tl.dot(slope.to(key.dtype), finite(key), acc, input_precision="ieee", out_dtype=ACC)
 
-    total = acc * scale
-    if ADD:
-        total += load_rows(partial_ptr, row, DIM_QK, row_ok, DIM_QK, PAD_QK, True)
-    store_rows(out_ptr, row, total, row_ok, DIM_QK, PAD_QK)
+        total = acc * scale
+        if ADD:
+            total += load_rows(partial_ptr, row, DIM_QK, row_ok, DIM_QK, PAD_QK, True)
+        store_rows(out_ptr, row, total, row_ok, DIM_QK, PAD_QK)
 
 
-@triton.jit(do_not_specialize=["n_tokens", "n_keys"])
+@triton.jit(do_not_specialize=["n_tokens", "n_keys", "all_tiles"])
 def attend_windowed_queries(
     q_ptr, k_ptr, v_ptr, grad_ptr, lse_ptr, delta_ptr, wild_ptr, partial_ptr, out_ptr,
-    scale, n_tokens, n_keys, heads, kv_heads,
+    scale, n_tokens, n_keys, heads, kv_heads, all_tiles,
     q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token, grad_batch, grad_head, grad_token,
     DIM_QK: tl.constexpr, DIM_V: tl.constexpr, PAD_QK: tl.constexpr, PAD_V: tl.constexpr, ADD: tl.constexpr,
     BESIDE: tl.constexpr,
 ):
-    """Branch windowed: the gradient of its queries. BESIDE: a fast kernel beside it takes what is finite."""
+    """Branch windowed: the gradient of its queries.
+
+    BESIDE: a fast kernel beside it takes what is finite, and a program has several of all_tiles, the query tiles of all heads.
+    """
     if BESIDE:
         if tl.load(wild_ptr) == 0:
             return
     TILE_M: tl.constexpr = 128
     TILE_N: tl.constexpr = 64
-    # Last tiles first: under a causal relation they are the longest.
-    program = tl.program_id(0)
-    head = program % heads
-    n_tiles = tl.cdiv(n_tokens, TILE_M)
-    tile = n_tiles - 1 - (program // heads) % n_tiles
-    batch = tl.cast(program // heads // n_tiles, tl.int64)
-    kv_head = head // (heads // kv_heads)
-    k_base = k_ptr + batch * k_batch + tl.cast(kv_head, tl.int64) * k_head
-    v_base = v_ptr + batch * v_batch + tl.cast(kv_head, tl.int64) * v_head
-    rows = tile * TILE_M + tl.arange(0, TILE_M)
-    row_ok = rows < n_tokens
-    row = (batch * heads + head) * n_tokens + rows
-    q = load_rows(q_ptr + batch * q_batch + tl.cast(head, tl.int64) * q_head, rows, q_token, row_ok, DIM_QK, PAD_QK, True)
-    grad = load_rows(grad_ptr + batch * grad_batch + tl.cast(head, tl.int64) * grad_head, rows, grad_token, row_ok, DIM_V, PAD_V, True)
-    lse = tl.load(lse_ptr + row, mask=row_ok, other=float("inf"))
-    delta = tl.load(delta_ptr + row, mask=row_ok, other=0.0)
-    acc = tl.zeros([TILE_M, PAD_QK], ACC)
+    # What is the same for all tiles is computed for each: no register holds it from one to the next.
+    for turn in tl.range(tl.cdiv(all_tiles - tl.program_id(0), tl.num_programs(0)) if BESIDE else 1, disable_licm=True):
+        program = tl.program_id(0) + turn * tl.num_programs(0)
+        # Last tiles first: under a causal relation they are the longest.
+        head = program % heads
+        n_tiles = tl.cdiv(n_tokens, TILE_M)
+        tile = n_tiles - 1 - (program // heads) % n_tiles
+        batch = tl.cast(program // heads // n_tiles, tl.int64)
+        kv_head = head // (heads // kv_heads)
+        k_base = k_ptr + batch * k_batch + tl.cast(kv_head, tl.int64) * k_head
+        v_base = v_ptr + batch * v_batch + tl.cast(kv_head, tl.int64) * v_head
+        rows = tile * TILE_M + tl.arange(0, TILE_M)
+        row_ok = rows < n_tokens
+        row = (batch * heads + head) * n_tokens + rows
+        q = load_rows(q_ptr + batch * q_batch + tl.cast(head, tl.int64) * q_head, rows, q_token, row_ok, DIM_QK, PAD_QK, True)
+        grad = load_rows(grad_ptr + batch * grad_batch + tl.cast(head, tl.int64) * grad_head, rows, grad_token, row_ok, DIM_V, PAD_V, True)
+        lse = tl.load(lse_ptr + row, mask=row_ok, other=float("inf"))
+        delta = tl.load(delta_ptr + row, mask=row_ok, other=0.0)
+        acc = tl.zeros([TILE_M, PAD_QK], ACC)
 
-    # Full tiles: every pair is visible, no mask.
+        # Full tiles: every pair is visible, no mask.
 
-    for key_tile in tl.range(tl.maximum(0, 2 * tile - 6), 2 * tile, 1):
-        cols = key_tile * TILE_N + tl.arange(0, TILE_N)
-        key = load_rows(k_base, cols, k_token, cols >= 0, DIM_QK, PAD_QK, False)
-        value = load_rows(v_base, cols, v_token, cols >= 0, DIM_V, PAD_V, False)
-        scores = tl.dot(q, tl.trans(key), input_precision="ieee", out_dtype=ACC)
-        logits = scores * (scale * LOG2E)
-        probability = tl.exp2(logits - lse[:, None])
-        along = tl.dot(grad, tl.trans(value), input_precision="ieee", out_dtype=ACC)
-        slope = probability * (along - delta[:, None])
-        acc = tl.dot(slope.to(key.dtype), key, acc, input_precision="ieee", out_dtype=ACC)
+        for key_tile in tl.range(tl.maximum(0, 2 * tile - 6), 2 * tile, 1):
+            cols = key_tile * TILE_N + tl.arange(0, TILE_N)
+            key = load_rows(k_base, cols, k_token, cols >= 0, DIM_QK, PAD_QK, False)
+            value = load_rows(v_base, cols, v_token, cols >= 0, DIM_V, PAD_V, False)
+            scores = tl.dot(q, tl.trans(key), input_precision="ieee", out_dtype=ACC)
+            logits = scores * (scale * LOG2E)
+            probability = tl.exp2(logits - lse[:, None])
+            along = tl.dot(grad, tl.trans(value), input_precision="ieee", out_dtype=ACC)
+            slope = probability * (along - delta[:, None])
+            acc = tl.dot(slope.to(key.dtype), key, acc, input_precision="ieee", out_dtype=ACC)
 
-    # Partial tiles: masked.
+        # Partial tiles: masked.
 
-    for key_tile in tl.range(tl.maximum(0, 2 * tile - 8), 2 * tile - 6, 1):
-        cols = key_tile * TILE_N + tl.arange(0, TILE_N)
-        in_range = cols < n_keys
-        key = load_rows(k_base, cols, k_token, in_range, DIM_QK, PAD_QK, True)
-        value = load_rows(v_base, cols, v_token, in_range, DIM_V, PAD_V, True)
-        scores = tl.dot(q, tl.trans(key), input_precision="ieee", out_dtype=ACC)
-        allowed = in_range[None, :] & ((rows[:, None] - 512 < cols[None, :]) & (cols[None, :] <= rows[:, None]))
-        logits = scores * (scale * LOG2E)
-        probability = tl.exp2(logits - lse[:, None])
-        along = tl.dot(grad, tl.trans(value), input_precision="ieee", out_dtype=ACC)
-        slope = probability * (along - delta[:, None])
-        slope = tl.where(allowed, slope, 0.0)
-        acc = tl.dot(slope.to(key.dtype), finite(key), acc, input_precision="ieee", out_dtype=ACC)
+        for key_tile in tl.range(tl.maximum(0, 2 * tile - 8), 2 * tile - 6, 1):
+            cols = key_tile * TILE_N + tl.arange(0, TILE_N)
+            in_range = cols < n_keys
+            key = load_rows(k_base, cols, k_token, in_range, DIM_QK, PAD_QK, True)
+            value = load_rows(v_base, cols, v_token, in_range, DIM_V, PAD_V, True)
+            scores = tl.dot(q, tl.trans(key), input_precision="ieee", out_dtype=ACC)
+            allowed = in_range[None, :] & ((rows[:, None] - 512 < cols[None, :]) & (cols[None, :] <= rows[:, None]))
+            logits = scores * (scale * LOG2E)
+            probability = tl.exp2(logits - lse[:, None])
+            along = tl.dot(grad, tl.trans(value), input_precision="ieee", out_dtype=ACC)
+            slope = probability * (along - delta[:, None])
+            slope = tl.where(allowed, slope, 0.0)
+            acc = tl.dot(slope.to(key.dtype), finite(key), acc, input_precision="ieee", out_dtype=ACC)
 
-    for key_tile in tl.range(2 * tile, tl.minimum(2 * tile + 1, (n_tokens + 63) // 64 - 1) + 1, 1):
-        cols = key_tile * TILE_N + tl.arange(0, TILE_N)
-        in_range = cols < n_keys
-        key = load_rows(k_base, cols, k_token, in_range, DIM_QK, PAD_QK, True)
-        value = load_rows(v_base, cols, v_token, in_range, DIM_V, PAD_V, True)
-        scores = tl.dot(q, tl.trans(key), input_precision="ieee", out_dtype=ACC)
-        allowed = in_range[None, :] & ((rows[:, None] - 512 < cols[None, :]) & (cols[None, :] <= rows[:, None]))
-        logits = scores * (scale * LOG2E)
-        probability = tl.exp2(logits - lse[:, None])
-        along = tl.dot(grad, tl.trans(value), input_precision="ieee", out_dtype=ACC)
-        slope = probability * (along - delta[:, None])
-        slope = tl.where(allowed, slope, 0.0)
-        acc = tl.dot(slope.to(key.dtype), finite(key), acc, input_precision="ieee", out_dtype=ACC)
+        for key_tile in tl.range(2 * tile, tl.minimum(2 * tile + 1, (n_tokens + 63) // 64 - 1) + 1, 1):
+            cols = key_tile * TILE_N + tl.arange(0, TILE_N)
+            in_range = cols < n_keys
+            key = load_rows(k_base, cols, k_token, in_range, DIM_QK, PAD_QK, True)
+            value = load_rows(v_base, cols, v_token, in_range, DIM_V, PAD_V, True)
+            scores = tl.dot(q, tl.trans(key), input_precision="ieee", out_dtype=ACC)
+            allowed = in_range[None, :] & ((rows[:, None] - 512 < cols[None, :]) & (cols[None, :] <= rows[:, None]))
+            logits = scores * (scale * LOG2E)
+            probability = tl.exp2(logits - lse[:, None])
+            along = tl.dot(grad, tl.trans(value), input_precision="ieee", out_dtype=ACC)
+            slope = probability * (along - delta[:, None])
+            slope = tl.where(allowed, slope, 0.0)
+            acc = tl.dot(slope.to(key.dtype), finite(key), acc, input_precision="ieee", out_dtype=ACC)
 
-    total = acc * scale
-    if ADD:
-        total += load_rows(partial_ptr, row, DIM_QK, row_ok, DIM_QK, PAD_QK, True)
-    store_rows(out_ptr, row, total, row_ok, DIM_QK, PAD_QK)
+        total = acc * scale
+        if ADD:
+            total += load_rows(partial_ptr, row, DIM_QK, row_ok, DIM_QK, PAD_QK, True)
+        store_rows(out_ptr, row, total, row_ok, DIM_QK, PAD_QK)
 
 
 @gluon.jit
@@ -1072,11 +1091,11 @@ def attend_compressed_keys(
         lse = tl.load(lse_ptr + row, mask=row_ok, other=float("inf"))
         delta = tl.load(delta_ptr + row, mask=row_ok, other=0.0)
         scores = tl.dot(key, tl.trans(q), input_precision="ieee", out_dtype=ACC)
+        along = tl.dot(value, tl.trans(grad), input_precision="ieee", out_dtype=ACC)
         logits = scores * (scale * LOG2E)
         probability = tl.exp2(logits - lse[None, :])
-        along = tl.dot(value, tl.trans(grad), input_precision="ieee", out_dtype=ACC)
-        value_grad = tl.dot(probability.to(grad.dtype), grad, value_grad, input_precision="ieee", out_dtype=ACC)
         slope = probability * (along - delta[None, :])
+        value_grad = tl.dot(probability.to(grad.dtype), grad, value_grad, input_precision="ieee", out_dtype=ACC)
         key_grad = tl.dot(slope.to(q.dtype), q, key_grad, input_precision="ieee", out_dtype=ACC)
 
     # Partial tiles: masked.
@@ -1093,13 +1112,13 @@ def attend_compressed_keys(
         delta = tl.load(delta_ptr + row, mask=row_ok, other=0.0)
         scores = tl.dot(key, tl.trans(q), input_precision="ieee", out_dtype=ACC)
         allowed = col_ok[:, None] & row_ok[None, :] & (16 * cols[:, None] + 31 <= rows[None, :])
+        along = tl.dot(value, tl.trans(grad), input_precision="ieee", out_dtype=ACC)
         logits = scores * (scale * LOG2E)
         probability = tl.exp2(logits - lse[None, :])
         probability = tl.where(allowed, probability, 0.0)
-        along = tl.dot(value, tl.trans(grad), input_precision="ieee", out_dtype=ACC)
-        value_grad = tl.dot(probability.to(grad.dtype), finite(grad), value_grad, input_precision="ieee", out_dtype=ACC)
         slope = probability * (along - delta[None, :])
         slope = tl.where(allowed, slope, 0.0)
+        value_grad = tl.dot(probability.to(grad.dtype), finite(grad), value_grad, input_precision="ieee", out_dtype=ACC)
         key_grad = tl.dot(slope.to(q.dtype), finite(q), key_grad, input_precision="ieee", out_dtype=ACC)
 
     num_batches = tl.num_programs(0) // (SPLIT * kv_heads * n_tiles)
@@ -1410,17 +1429,17 @@ def chosen_keys_selected(
         delta = tl.load(delta_ptr + row, mask=row_ok, other=0.0)
         scores = tl.dot(key, tl.trans(q), input_precision="ieee", out_dtype=ACC)
         allowed = col_ok[:, None] & row_ok[None, :] & (cols[:, None] <= tokens[None, :])
+        along = tl.dot(value, tl.trans(grad), input_precision="ieee", out_dtype=ACC)
         logits = scores * (scale * LOG2E)
         probability = tl.exp2(logits - lse[None, :])
         probability = tl.where(allowed, probability, 0.0)
-        along = tl.dot(value, tl.trans(grad), input_precision="ieee", out_dtype=ACC)
-        value_grad = tl.dot(probability.to(grad.dtype), finite(grad) if WILD else grad, value_grad, input_precision="ieee", out_dtype=ACC)
         slope = probability * (along - delta[None, :])
         slope = tl.where(allowed, slope, 0.0)
-        key_grad = tl.dot(slope.to(q.dtype), finite(q) if WILD else q, key_grad, input_precision="ieee", out_dtype=ACC)
         if KEEP:
             kept = slopes + (entry * (GROUP * 64) + member * 64)[None, :] + offset[:, None]
             tl.store(kept, slope.to(q.dtype), mask=row_ok[None, :] & (offset < 64)[:, None])
+        value_grad = tl.dot(probability.to(grad.dtype), finite(grad) if WILD else grad, value_grad, input_precision="ieee", out_dtype=ACC)
+        key_grad = tl.dot(slope.to(q.dtype), finite(q) if WILD else q, key_grad, input_precision="ieee", out_dtype=ACC)
         entry = following
     for step in tl.range(n_masked, n_steps):
         known = step * TILE_M + place < n_rows
@@ -1438,15 +1457,15 @@ def chosen_keys_selected(
         lse = tl.load(lse_ptr + row, mask=row_ok, other=float("inf"))
         delta = tl.load(delta_ptr + row, mask=row_ok, other=0.0)
         scores = tl.dot(key, tl.trans(q), input_precision="ieee", out_dtype=ACC)
+        along = tl.dot(value, tl.trans(grad), input_precision="ieee", out_dtype=ACC)
         logits = scores * (scale * LOG2E)
         probability = tl.exp2(logits - lse[None, :])
-        along = tl.dot(value, tl.trans(grad), input_precision="ieee", out_dtype=ACC)
-        value_grad = tl.dot(probability.to(grad.dtype), grad, value_grad, input_precision="ieee", out_dtype=ACC)
         slope = probability * (along - delta[None, :])
-        key_grad = tl.dot(slope.to(q.dtype), q, key_grad, input_precision="ieee", out_dtype=ACC)
         if KEEP:
             kept = slopes + (entry * (GROUP * 64) + member * 64)[None, :] + offset[:, None]
             tl.store(kept, slope.to(q.dtype), mask=row_ok[None, :] & (offset < 64)[:, None])
+        value_grad = tl.dot(probability.to(grad.dtype), grad, value_grad, input_precision="ieee", out_dtype=ACC)
+        key_grad = tl.dot(slope.to(q.dtype), q, key_grad, input_precision="ieee", out_dtype=ACC)
         entry = following
     row = (tl.cast(owner, tl.int64) * SHARED + sharing) * n_tokens + block * 64
     part = tl.load(item + 3)
@@ -1545,9 +1564,9 @@ def _invert_blocks(chosen, owners, n_blocks, longest, slots=False):
 
     chosen: (batch, units, query units, width), distinct, -1 for none. owners: how many inverse indices a batch has; its units are dealt
     out to them in order, so that an entry is (unit of the owner, query unit), and with `slots` its place in the list, too. Returns
-    entries; items (batch * owners, places, 4): start among the entries, how many, block (counted through all owners), and number among
-    those that are not their block's first, or -1; more places than needed hold 0 entries, and so may a block's only item; last, for each
-    block how many items there are up to and with it.
+    entries; items (batch * owners, places, 4), the longest first: start among the entries, how many, block (counted through all owners),
+    and number among those that are not their block's first, or -1; more places than needed hold 0 entries, and so may a block's only item;
+    last, for each block how many items there are up to and with it.
     """
     batch, units, n_units, width = chosen.shape
     n_lists, rows = batch * owners, units // owners * n_units
@@ -1562,7 +1581,10 @@ def _invert_blocks(chosen, owners, n_blocks, longest, slots=False):
     until, ends = sizes.cumsum(1, dtype=torch.int32)
     _launch(place_lists, n_lists * n_words, chosen, bits, before, sizes, until, entries, rows, n_blocks, n_words, SLOTS=slots, **lists)
     _launch(list_items, n_all, sizes, until, ends, items, longest, n_blocks, places, TILE=32, warps=1, stages=1)
-    return entries, items, ends
+    # The longest first: items that run at the same time go through their lists at the same pace then, and find each other's rows in the
+    # cache; and those that run last are short.
+    order = items[:, :, 1].argsort(dim=1, descending=True, stable=True)
+    return entries, items.gather(1, order[:, :, None].expand(-1, -1, 4)), ends
 
 
 @triton.jit(do_not_specialize=["n_tokens", "first_owner", "first_token", "chunk"])
@@ -1709,11 +1731,11 @@ def attend_windowed_keys(
         lse = tl.load(lse_ptr + row, mask=row_ok, other=float("inf"))
         delta = tl.load(delta_ptr + row, mask=row_ok, other=0.0)
         scores = tl.dot(key, tl.trans(q), input_precision="ieee", out_dtype=ACC)
+        along = tl.dot(value, tl.trans(grad), input_precision="ieee", out_dtype=ACC)
         logits = scores * (scale * LOG2E)
         probability = tl.exp2(logits - lse[None, :])
-        along = tl.dot(value, tl.trans(grad), input_precision="ieee", out_dtype=ACC)
-        value_grad = tl.dot(probability.to(grad.dtype), grad, value_grad, input_precision="ieee", out_dtype=ACC)
         slope = probability * (along - delta[None, :])
+        value_grad = tl.dot(probability.to(grad.dtype), grad, value_grad, input_precision="ieee", out_dtype=ACC)
         key_grad = tl.dot(slope.to(q.dtype), q, key_grad, input_precision="ieee", out_dtype=ACC)
 
     # Partial tiles: masked.
@@ -1730,13 +1752,13 @@ def attend_windowed_keys(
         delta = tl.load(delta_ptr + row, mask=row_ok, other=0.0)
         scores = tl.dot(key, tl.trans(q), input_precision="ieee", out_dtype=ACC)
         allowed = col_ok[:, None] & row_ok[None, :] & ((rows[None, :] - 512 < cols[:, None]) & (cols[:, None] <= rows[None, :]))
+        along = tl.dot(value, tl.trans(grad), input_precision="ieee", out_dtype=ACC)
         logits = scores * (scale * LOG2E)
         probability = tl.exp2(logits - lse[None, :])
         probability = tl.where(allowed, probability, 0.0)
-        along = tl.dot(value, tl.trans(grad), input_precision="ieee", out_dtype=ACC)
-        value_grad = tl.dot(probability.to(grad.dtype), finite(grad), value_grad, input_precision="ieee", out_dtype=ACC)
         slope = probability * (along - delta[None, :])
         slope = tl.where(allowed, slope, 0.0)
+        value_grad = tl.dot(probability.to(grad.dtype), finite(grad), value_grad, input_precision="ieee", out_dtype=ACC)
         key_grad = tl.dot(slope.to(q.dtype), finite(q), key_grad, input_precision="ieee", out_dtype=ACC)
     low, high = 4 * tile + 16, tl.minimum(4 * tile + 19, (n_tokens + 31) // 32 - 1) + 1
     for turn in tl.range(tl.maximum(tl.cdiv(high - low, 1), 0) * members):
@@ -1751,13 +1773,13 @@ def attend_windowed_keys(
         delta = tl.load(delta_ptr + row, mask=row_ok, other=0.0)
         scores = tl.dot(key, tl.trans(q), input_precision="ieee", out_dtype=ACC)
         allowed = col_ok[:, None] & row_ok[None, :] & ((rows[None, :] - 512 < cols[:, None]) & (cols[:, None] <= rows[None, :]))
+        along = tl.dot(value, tl.trans(grad), input_precision="ieee", out_dtype=ACC)
         logits = scores * (scale * LOG2E)
         probability = tl.exp2(logits - lse[None, :])
         probability = tl.where(allowed, probability, 0.0)
-        along = tl.dot(value, tl.trans(grad), input_precision="ieee", out_dtype=ACC)
-        value_grad = tl.dot(probability.to(grad.dtype), finite(grad), value_grad, input_precision="ieee", out_dtype=ACC)
         slope = probability * (along - delta[None, :])
         slope = tl.where(allowed, slope, 0.0)
+        value_grad = tl.dot(probability.to(grad.dtype), finite(grad), value_grad, input_precision="ieee", out_dtype=ACC)
         key_grad = tl.dot(slope.to(q.dtype), finite(q), key_grad, input_precision="ieee", out_dtype=ACC)
 
     num_batches = tl.num_programs(0) // (SPLIT * kv_heads * n_tiles)
@@ -2005,6 +2027,12 @@ def _pad(dim):
     return max(16, _power_of_2(dim))
 
 
+def _run_length(tiles):
+    """How many of so many tiles one program takes of a kernel that finds, as a rule, that another one has done all. A program that only
+    looks costs a card time, too; those that are left must still fill it."""
+    return 16 if tiles >= 2048 else 1
+
+
 LAUNCHED = {}
 MOST_LAUNCHED = 4096
 
@@ -2104,8 +2132,8 @@ def _run_heads(
     group = heads // max(1, kv_heads)
     scale = dim_qk**-0.5 if scale is None else float(scale)
     grads = {}
-    # Fast kernels run if all numbers are finite, safe ones if not.
-    wild = _find_wild(q, slots["summary"][0], slots["summary"][1], k, v)
+    # Fast kernels run if all numbers are finite, safe ones if not. Of other tensors that they read, rows_backward finds out.
+    wild = _find_wild(slots["summary"][0], slots["summary"][1], k, v)
 
     # Rows' log-sum-exps and deltas, and the gates' gradient of sigmoid-gated branches.
     folded_lse_compressed = torch.empty(batch, heads, n_tokens, device=q.device, dtype=ACC_TORCH)
@@ -2119,8 +2147,8 @@ def _run_heads(
         rows_backward, batch * heads * _cdiv(n_tokens, 32),
         grad_out, outs["compressed"], lse["compressed"], outs["selected"], lse["selected"], outs["windowed"], lse["windowed"],
         grad_lse["compressed"].contiguous() if "compressed" in grad_lse else grad_out, grad_lse["selected"].contiguous() if "selected" in grad_lse else grad_out, grad_lse["windowed"].contiguous() if "windowed" in grad_lse else grad_out,
-        gates, folded_lse_compressed, folded_delta_compressed, folded_lse_selected, folded_delta_selected, folded_lse_windowed, folded_delta_windowed, grad_gates, wild,
-        n_tokens, heads, *grad_out.stride()[:3], *gates.stride(), DIM=dim_v, PAD=_pad(dim_v), LSE_0_compressed="compressed" in grad_lse, LSE_1_selected="selected" in grad_lse, LSE_2_windowed="windowed" in grad_lse, GATES="gates" in wanted, warps=4, stages=1,
+        gates, folded_lse_compressed, folded_delta_compressed, folded_lse_selected, folded_delta_selected, folded_lse_windowed, folded_delta_windowed, grad_gates, wild, q,
+        n_tokens, heads, *grad_out.stride()[:3], *gates.stride(), *q.stride()[:3], DIM=dim_v, PAD=_pad(dim_v), DIM_QK=dim_qk, PAD_QK=_pad(dim_qk), LSE_0_compressed="compressed" in grad_lse, LSE_1_selected="selected" in grad_lse, LSE_2_windowed="windowed" in grad_lse, GATES="gates" in wanted, warps=8, stages=1,
     )
     if "gates" in wanted:
         grads["gates"] = grad_gates
@@ -2140,18 +2168,20 @@ def _run_heads(
 
     # Queries of compressed.
     if any(each in wanted for each in ("q",)):
+        all_tiles = batch * heads * _cdiv(n_tokens, 128)
         _launch(
-            attend_compressed_queries, batch * heads * _cdiv(n_tokens, 128),
-            q, slots["summary"][0], slots["summary"][1], grad_out, folded_lse_compressed, folded_delta_compressed, wild, sum_q, sum_q, scale, n_tokens, slots["summary"][0].shape[2], heads, kv_heads,
+            attend_compressed_queries, _cdiv(all_tiles, _run_length(all_tiles)) if on_hopper else all_tiles,
+            q, slots["summary"][0], slots["summary"][1], grad_out, folded_lse_compressed, folded_delta_compressed, wild, sum_q, sum_q, scale, n_tokens, slots["summary"][0].shape[2], heads, kv_heads, all_tiles,
             *q.stride()[:3], *slots["summary"][0].stride()[:3], *slots["summary"][1].stride()[:3], *grad_out.stride()[:3],
             DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v), ADD=False, BESIDE=on_hopper, warps=8, stages=3,
         )
 
     # Queries of windowed.
     if any(each in wanted for each in ("q",)):
+        all_tiles = batch * heads * _cdiv(n_tokens, 128)
         _launch(
-            attend_windowed_queries, batch * heads * _cdiv(n_tokens, 128),
-            q, k, v, grad_out, folded_lse_windowed, folded_delta_windowed, wild, sum_q, sum_q, scale, n_tokens, k.shape[2], heads, kv_heads,
+            attend_windowed_queries, _cdiv(all_tiles, _run_length(all_tiles)) if on_hopper else all_tiles,
+            q, k, v, grad_out, folded_lse_windowed, folded_delta_windowed, wild, sum_q, sum_q, scale, n_tokens, k.shape[2], heads, kv_heads, all_tiles,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *grad_out.stride()[:3],
             DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v), ADD=True, BESIDE=on_hopper, warps=8, stages=3,
         )
@@ -2168,7 +2198,7 @@ def _run_heads(
         sizes = chosen["selected"]
         if KEEP_SLOPES and any(each in wanted for each in ("k", "v",)):
             # The keys' step makes this gradient from its slopes, unless something is not finite.
-            TAKEN, most = True, 2**30
+            TAKEN, QUERIES, most = True, 8 * _run_length(batch * kv_heads * _cdiv(n_tokens, 8)), 2**30
         elif TAKEN:
             unions, sizes, _ = _unite_blocks(chosen["selected"], QUERIES)
             _launch(

@@ -66,101 +66,106 @@ def store_rows(base, positions, values, ok, DIM: tl.constexpr, PAD: tl.constexpr
     tl.store(pointers, values.to(base.dtype.element_ty), mask=ok[:, None] & (dims < DIM)[None, :])
 
 
-@triton.jit(do_not_specialize=["n_tokens", "n_keys"])
+@triton.jit(do_not_specialize=["n_tokens", "n_keys", "all_tiles"])
 def attend_output(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, wild_ptr,
-    scale, n_tokens, n_keys, heads, kv_heads,
+    scale, n_tokens, n_keys, heads, kv_heads, all_tiles,
     q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token,
     DIM_QK: tl.constexpr, DIM_V: tl.constexpr, PAD_QK: tl.constexpr, PAD_V: tl.constexpr, BESIDE: tl.constexpr,
 ):
-    """Branch output: attention over tokens. BESIDE: a fast kernel beside it takes finite values."""
+    """Branch output: attention over tokens.
+
+    BESIDE: a fast kernel beside it takes finite values, and a program has several of all_tiles, the query tiles of all heads.
+    """
     if BESIDE:
         if (tl.load(wild_ptr) == 0) & (scale > 0):
             return
     TILE_M: tl.constexpr = 128
     TILE_N: tl.constexpr = 64
-    # Last tiles first: under a causal relation they are the longest.
-    program = tl.program_id(0)
-    head = program % heads
-    n_tiles = tl.cdiv(n_tokens, TILE_M)
-    tile = n_tiles - 1 - (program // heads) % n_tiles
-    batch = tl.cast(program // heads // n_tiles, tl.int64)
-    kv_head = head // (heads // kv_heads)
-    q_base = q_ptr + batch * q_batch + tl.cast(head, tl.int64) * q_head
-    k_base = k_ptr + batch * k_batch + tl.cast(kv_head, tl.int64) * k_head
-    v_base = v_ptr + batch * v_batch + tl.cast(kv_head, tl.int64) * v_head
-    rows = tile * TILE_M + tl.arange(0, TILE_M)
-    row_ok = rows < n_tokens
-    q = load_rows(q_base, rows, q_token, row_ok, DIM_QK, PAD_QK, True)
-    row_max = tl.full([TILE_M], float("-inf"), ACC)
-    row_sum = tl.zeros([TILE_M], ACC)
-    acc = tl.zeros([TILE_M, PAD_V], ACC)
+    # What is the same for all tiles is computed for each: no register holds it from one to the next.
+    for turn in tl.range(tl.cdiv(all_tiles - tl.program_id(0), tl.num_programs(0)) if BESIDE else 1, disable_licm=True):
+        program = tl.program_id(0) + turn * tl.num_programs(0)
+        # Last tiles first: under a causal relation they are the longest.
+        head = program % heads
+        n_tiles = tl.cdiv(n_tokens, TILE_M)
+        tile = n_tiles - 1 - (program // heads) % n_tiles
+        batch = tl.cast(program // heads // n_tiles, tl.int64)
+        kv_head = head // (heads // kv_heads)
+        q_base = q_ptr + batch * q_batch + tl.cast(head, tl.int64) * q_head
+        k_base = k_ptr + batch * k_batch + tl.cast(kv_head, tl.int64) * k_head
+        v_base = v_ptr + batch * v_batch + tl.cast(kv_head, tl.int64) * v_head
+        rows = tile * TILE_M + tl.arange(0, TILE_M)
+        row_ok = rows < n_tokens
+        q = load_rows(q_base, rows, q_token, row_ok, DIM_QK, PAD_QK, True)
+        row_max = tl.full([TILE_M], float("-inf"), ACC)
+        row_sum = tl.zeros([TILE_M], ACC)
+        acc = tl.zeros([TILE_M, PAD_V], ACC)
 
-    # Full tiles: every pair is visible, no mask.
+        # Full tiles: every pair is visible, no mask.
 
-    for key_tile in tl.range(tl.maximum(0, 2 * tile - 62), 2 * tile, 1):
-        cols = key_tile * TILE_N + tl.arange(0, TILE_N)
-        key = load_rows(k_base, cols, k_token, cols >= 0, DIM_QK, PAD_QK, False)
-        scores = tl.dot(q, tl.trans(key), input_precision="ieee", out_dtype=ACC)
-        scores = scores * (scale * LOG2E)
-        value = load_rows(v_base, cols, v_token, cols >= 0, DIM_V, PAD_V, False)
-        new_max = tl.maximum(row_max, tl.max(scores, 1))
-        safe_max = tl.where(new_max == float("-inf"), 0.0, new_max)
-        weight = tl.exp2(scores - safe_max[:, None])
-        decay = tl.exp2(row_max - safe_max)
-        row_sum = row_sum * decay + tl.sum(weight, 1)
-        acc = tl.dot(weight.to(value.dtype), value, acc * decay[:, None], input_precision="ieee", out_dtype=ACC)
-        row_max = new_max
+        for key_tile in tl.range(tl.maximum(0, 2 * tile - 62), 2 * tile, 1):
+            cols = key_tile * TILE_N + tl.arange(0, TILE_N)
+            key = load_rows(k_base, cols, k_token, cols >= 0, DIM_QK, PAD_QK, False)
+            scores = tl.dot(q, tl.trans(key), input_precision="ieee", out_dtype=ACC)
+            scores = scores * (scale * LOG2E)
+            value = load_rows(v_base, cols, v_token, cols >= 0, DIM_V, PAD_V, False)
+            new_max = tl.maximum(row_max, tl.max(scores, 1))
+            safe_max = tl.where(new_max == float("-inf"), 0.0, new_max)
+            weight = tl.exp2(scores - safe_max[:, None])
+            decay = tl.exp2(row_max - safe_max)
+            row_sum = row_sum * decay + tl.sum(weight, 1)
+            acc = tl.dot(weight.to(value.dtype), value, acc * decay[:, None], input_precision="ieee", out_dtype=ACC)
+            row_max = new_max
 
-    # Partial tiles: masked.
+        # Partial tiles: masked.
 
-    for key_tile in tl.range(tl.maximum(0, 2 * tile - 64), 2 * tile - 62, 1):
-        cols = key_tile * TILE_N + tl.arange(0, TILE_N)
-        in_range = cols < n_keys
-        key = load_rows(k_base, cols, k_token, in_range, DIM_QK, PAD_QK, True)
-        scores = tl.dot(q, tl.trans(key), input_precision="ieee", out_dtype=ACC)
-        scores = scores * (scale * LOG2E)
-        allowed = in_range[None, :] & ((rows[:, None] - 4096 < cols[None, :]) & (cols[None, :] <= rows[:, None]))
-        scores = tl.where(allowed, scores, float("-inf"))
-        value = load_rows(v_base, cols, v_token, in_range, DIM_V, PAD_V, True)
-        wild = (value - value) != 0
-        new_max = tl.maximum(row_max, tl.max(scores, 1))
-        safe_max = tl.where(new_max == float("-inf"), 0.0, new_max)
-        weight = tl.exp2(scores - safe_max[:, None])
-        decay = tl.exp2(row_max - safe_max)
-        row_sum = row_sum * decay + tl.sum(weight, 1)
-        acc = tl.dot(weight.to(value.dtype), tl.where(wild, 0.0, value).to(value.dtype), acc * decay[:, None], input_precision="ieee", out_dtype=ACC)
-        row_max = new_max
-        if tl.max(tl.max(wild.to(tl.int32), 1), 0) > 0:
-            touched = tl.dot(allowed.to(tl.float16), wild.to(tl.float16))
-            acc = tl.where(touched > 0, float("nan"), acc)
+        for key_tile in tl.range(tl.maximum(0, 2 * tile - 64), 2 * tile - 62, 1):
+            cols = key_tile * TILE_N + tl.arange(0, TILE_N)
+            in_range = cols < n_keys
+            key = load_rows(k_base, cols, k_token, in_range, DIM_QK, PAD_QK, True)
+            scores = tl.dot(q, tl.trans(key), input_precision="ieee", out_dtype=ACC)
+            scores = scores * (scale * LOG2E)
+            allowed = in_range[None, :] & ((rows[:, None] - 4096 < cols[None, :]) & (cols[None, :] <= rows[:, None]))
+            scores = tl.where(allowed, scores, float("-inf"))
+            value = load_rows(v_base, cols, v_token, in_range, DIM_V, PAD_V, True)
+            wild = (value - value) != 0
+            new_max = tl.maximum(row_max, tl.max(scores, 1))
+            safe_max = tl.where(new_max == float("-inf"), 0.0, new_max)
+            weight = tl.exp2(scores - safe_max[:, None])
+            decay = tl.exp2(row_max - safe_max)
+            row_sum = row_sum * decay + tl.sum(weight, 1)
+            acc = tl.dot(weight.to(value.dtype), tl.where(wild, 0.0, value).to(value.dtype), acc * decay[:, None], input_precision="ieee", out_dtype=ACC)
+            row_max = new_max
+            if tl.max(tl.max(wild.to(tl.int32), 1), 0) > 0:
+                touched = tl.dot(allowed.to(tl.float16), wild.to(tl.float16))
+                acc = tl.where(touched > 0, float("nan"), acc)
 
-    for key_tile in tl.range(2 * tile, tl.minimum(2 * tile + 1, (n_tokens + 63) // 64 - 1) + 1, 1):
-        cols = key_tile * TILE_N + tl.arange(0, TILE_N)
-        in_range = cols < n_keys
-        key = load_rows(k_base, cols, k_token, in_range, DIM_QK, PAD_QK, True)
-        scores = tl.dot(q, tl.trans(key), input_precision="ieee", out_dtype=ACC)
-        scores = scores * (scale * LOG2E)
-        allowed = in_range[None, :] & ((rows[:, None] - 4096 < cols[None, :]) & (cols[None, :] <= rows[:, None]))
-        scores = tl.where(allowed, scores, float("-inf"))
-        value = load_rows(v_base, cols, v_token, in_range, DIM_V, PAD_V, True)
-        wild = (value - value) != 0
-        new_max = tl.maximum(row_max, tl.max(scores, 1))
-        safe_max = tl.where(new_max == float("-inf"), 0.0, new_max)
-        weight = tl.exp2(scores - safe_max[:, None])
-        decay = tl.exp2(row_max - safe_max)
-        row_sum = row_sum * decay + tl.sum(weight, 1)
-        acc = tl.dot(weight.to(value.dtype), tl.where(wild, 0.0, value).to(value.dtype), acc * decay[:, None], input_precision="ieee", out_dtype=ACC)
-        row_max = new_max
-        if tl.max(tl.max(wild.to(tl.int32), 1), 0) > 0:
-            touched = tl.dot(allowed.to(tl.float16), wild.to(tl.float16))
-            acc = tl.where(touched > 0, float("nan"), acc)
+        for key_tile in tl.range(2 * tile, tl.minimum(2 * tile + 1, (n_tokens + 63) // 64 - 1) + 1, 1):
+            cols = key_tile * TILE_N + tl.arange(0, TILE_N)
+            in_range = cols < n_keys
+            key = load_rows(k_base, cols, k_token, in_range, DIM_QK, PAD_QK, True)
+            scores = tl.dot(q, tl.trans(key), input_precision="ieee", out_dtype=ACC)
+            scores = scores * (scale * LOG2E)
+            allowed = in_range[None, :] & ((rows[:, None] - 4096 < cols[None, :]) & (cols[None, :] <= rows[:, None]))
+            scores = tl.where(allowed, scores, float("-inf"))
+            value = load_rows(v_base, cols, v_token, in_range, DIM_V, PAD_V, True)
+            wild = (value - value) != 0
+            new_max = tl.maximum(row_max, tl.max(scores, 1))
+            safe_max = tl.where(new_max == float("-inf"), 0.0, new_max)
+            weight = tl.exp2(scores - safe_max[:, None])
+            decay = tl.exp2(row_max - safe_max)
+            row_sum = row_sum * decay + tl.sum(weight, 1)
+            acc = tl.dot(weight.to(value.dtype), tl.where(wild, 0.0, value).to(value.dtype), acc * decay[:, None], input_precision="ieee", out_dtype=ACC)
+            row_max = new_max
+            if tl.max(tl.max(wild.to(tl.int32), 1), 0) > 0:
+                touched = tl.dot(allowed.to(tl.float16), wild.to(tl.float16))
+                acc = tl.where(touched > 0, float("nan"), acc)
 
-    result = acc / tl.where(row_sum == 0.0, 1.0, row_sum)[:, None]
-    log_sum_exp = tl.where(row_sum == 0.0, float("-inf"), (row_max + tl.log2(tl.where(row_sum == 0.0, 1.0, row_sum))) * LN2)
-    row = (batch * heads + head) * n_tokens + rows
-    store_rows(out_ptr, row, result, row_ok, DIM_V, PAD_V)
-    tl.store(lse_ptr + row, log_sum_exp, mask=row_ok)
+        result = acc / tl.where(row_sum == 0.0, 1.0, row_sum)[:, None]
+        log_sum_exp = tl.where(row_sum == 0.0, float("-inf"), (row_max + tl.log2(tl.where(row_sum == 0.0, 1.0, row_sum))) * LN2)
+        row = (batch * heads + head) * n_tokens + rows
+        store_rows(out_ptr, row, result, row_ok, DIM_V, PAD_V)
+        tl.store(lse_ptr + row, log_sum_exp, mask=row_ok)
 
 
 @triton.jit(do_not_specialize=["n_rows"])
@@ -438,6 +443,12 @@ def _pad(dim):
     return max(16, _power_of_2(dim))
 
 
+def _run_length(tiles):
+    """How many of so many tiles one program takes of a kernel that finds, as a rule, that another one has done all. A program that only
+    looks costs a card time, too; those that are left must still fill it."""
+    return 16 if tiles >= 2048 else 1
+
+
 LAUNCHED = {}
 MOST_LAUNCHED = 4096
 
@@ -554,9 +565,10 @@ def run(
             lse_output, wild_v, scale, n_tokens, k.shape[2], heads, kv_heads,
             DIM_QK=dim_qk, DIM_V=dim_v, HEADS=HEADS, warps=8,
         )
+    all_tiles = batch * heads * _cdiv(n_tokens, 128)
     _launch(
-        attend_output, batch * heads * _cdiv(n_tokens, 128),
-        q, k, v, branch_output, lse_output, wild_v, scale, n_tokens, k.shape[2], heads, kv_heads,
+        attend_output, _cdiv(all_tiles, _run_length(all_tiles)) if on_hopper else all_tiles,
+        q, k, v, branch_output, lse_output, wild_v, scale, n_tokens, k.shape[2], heads, kv_heads, all_tiles,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
         DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v), BESIDE=on_hopper, warps=8, stages=2,
     )
