@@ -791,8 +791,14 @@ def choose_selected(
     reach = tl.sum((key >= 0).to(tl.int32), 0)
     threshold = tl.where(reach >= wanted, 0, -2147483648)
     bit = tl.where(reach == wanted, 0, 1 << 30)
+    # As a rule the best scores are within a factor of four of the greatest, two steps of the exponent: then the search begins there.
+    near = tl.maximum(tl.max(tl.where(key == 0x7FFFFFFF, 0, key), 0) - ((1 << 24) - 1), 0)
+    reach = tl.sum((key >= near).to(tl.int32), 0)
+    is_near = (bit > 0) & (reach >= wanted)
+    threshold = tl.where(is_near, near, threshold)
+    bit = tl.where(is_near, tl.where(reach == wanted, 0, 1 << 23), bit)
     while bit > 0:
-        trial = threshold | bit
+        trial = threshold + bit
         reach = tl.sum((key >= trial).to(tl.int32), 0)
         threshold = tl.where(reach >= wanted, trial, threshold)
         bit = tl.where(reach == wanted, 0, bit >> 1)
