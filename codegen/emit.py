@@ -17,7 +17,7 @@ from nsa_dsl.schedule import ChooseStep, ChosenStep, CombineStep, CompressStep, 
 from nsa_dsl.schedule_hopper import takes_turns
 from nsa_dsl.version import VERSION
 
-SCORE_BYTES = 128 * 1024 * 1024
+SCORE_BYTES = 256 * 1024 * 1024
 """Most memory the scores of one chunk of queries may take."""
 
 _COMBINED = {

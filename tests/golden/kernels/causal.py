@@ -31,7 +31,7 @@ def hold_rows(sums):
     return gl.inline_asm_elementwise(HOLD_ROWS, "=f,f", [sums], dtype=gl.float32, is_pure=False, pack=1)
 
 
-SCORE_BYTES = 134217728
+SCORE_BYTES = 268435456
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 # What sums and log-sum-exps are kept in.
