@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.cases import LONG_NSA, UNUSUAL, USUAL
 from benchmarks.cases_backward import Repeats, check_gradients
 from benchmarks.literal_nsa import check_long_gradients
-from benchmarks.suite import Outcome, attempt, command_line, example, report, run_checks
+from benchmarks.suite import Outcome, attempt_alone, command_line, example, report, run_checks
 from benchmarks.timing import time_nsa, time_static
 from nsa_dsl.bench.timing import describe_machine
 
@@ -49,10 +49,10 @@ def main() -> int:
     options = parser.parse_args()
     outcomes = []
     if options.long:
-        outcomes.append(attempt(check_long_gradients, "nsa", "nsa", "bf16", 65536, LONG_NSA))
+        outcomes.append(attempt_alone(check_long_gradients, "nsa", "nsa", "bf16", 65536, LONG_NSA))
     if not options.skip_checks:
         repeated = [each for each in REPEATED if not options.only or each[0] in options.only]
-        outcomes += [attempt(Repeats(options.repeats), *each, "bf16", 4096, USUAL) for each in repeated]
+        outcomes += [attempt_alone(Repeats(options.repeats), *each, "bf16", 4096, USUAL) for each in repeated]
         outcomes += check_all(options.only, options.workers, options.lengths, options.seconds)
     times = [] if options.skip_times else [*time_nsa(example("nsa", "nsa"), backward=True), *time_static()]
     return report(options.out / "backward.json", describe_machine(options.commit), outcomes, times)

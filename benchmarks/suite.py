@@ -71,6 +71,14 @@ def attempt(check: Check, file: str, name: str, dtype: str, tokens: int, sizes: 
     return Outcome(file, name, dtype, tokens, astuple(sizes), round(time.perf_counter() - begin, 2), found)
 
 
+def attempt_alone(check: Check, file: str, name: str, dtype: str, tokens: int, sizes: Sizes) -> Outcome:
+    """A case whose verdict is printed at once: what comes after it may be cut off."""
+    outcome = attempt(check, file, name, dtype, tokens, sizes)
+    verdict = f"WRONG: {outcome.found[0]}" if outcome.found else "right"
+    print(f"{file}.{name} {dtype} N={tokens}: {verdict}, after {outcome.seconds:.0f} s", flush=True)
+    return outcome
+
+
 def run_checks(
     check: Check,
     only: Sequence[str],
