@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from interpret.support import agree, parse
 
+from nsa_dsl.codegen.emit import SCORE_BYTES
 from nsa_dsl.compiler import compile_source
 from nsa_dsl.launch import LaunchShape
 from nsa_dsl.pattern import Pattern
@@ -149,8 +150,8 @@ def test_scores_of_a_few_queries_at_a_time(by: str, monkeypatch: pytest.MonkeyPa
 
     def with_little_room(pattern: Pattern, shape: LaunchShape) -> str:
         source = compile_source(pattern, shape)
-        assert "SCORE_BYTES = 134217728\n" in source
-        return source.replace("SCORE_BYTES = 134217728\n", "SCORE_BYTES = 400\n")
+        assert f"SCORE_BYTES = {SCORE_BYTES}\n" in source
+        return source.replace(f"SCORE_BYTES = {SCORE_BYTES}\n", "SCORE_BYTES = 400\n")
 
     monkeypatch.setattr("nsa_dsl.op.compile_source", with_little_room)
     pooled = "output attend(tokens, causal & top(2, block = 4, by = mean, share = group))"
