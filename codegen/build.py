@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from nsa_dsl.codegen import contexts as ctx
 from nsa_dsl.codegen.expressions import print_condition, print_term
 from nsa_dsl.launch import LaunchShape
-from nsa_dsl.lift import slot_count
+from nsa_dsl.lift import key_positions
 from nsa_dsl.pattern import Branch, BranchScore, Choice, Compress, GivenIndices, GivenScores, PooledScore
 from nsa_dsl.relation import (
     EMPTY,
@@ -108,7 +108,7 @@ def static_attend(step: StaticStep) -> ctx.StaticAttend:
     compressed = isinstance(memory, Compress)
     ends = slot_document_ends(memory, "cols") if isinstance(memory, Compress) else ("cols",)
     names = {**SCALARS, "i": "rows[:, None]", "j": "cols[None, :]", "same_document": "same_document"}
-    keys = slot_count(memory) if isinstance(memory, Compress) else Var("N")
+    keys = key_positions(branch)
     return ctx.StaticAttend(
         name=f"attend_{branch.name}",
         doc=f"Branch {branch.name}: attention over {'slots of ' + memory.name if isinstance(memory, Compress) else 'tokens'}.",

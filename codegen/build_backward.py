@@ -8,9 +8,9 @@ from typing import Any
 from nsa_dsl.codegen import build
 from nsa_dsl.codegen import contexts_backward as ctx
 from nsa_dsl.codegen.expressions import print_condition
-from nsa_dsl.lift import slot_count
+from nsa_dsl.lift import key_positions
 from nsa_dsl.pattern import Choice, Compress
-from nsa_dsl.relation import CAUSAL, EMPTY, FULL, Chosen, Condition, Var, choices, conjunction, negate, rewrite, symbols
+from nsa_dsl.relation import CAUSAL, EMPTY, FULL, Chosen, Condition, choices, conjunction, negate, rewrite, symbols
 from nsa_dsl.schedule import StaticStep
 from nsa_dsl.schedule_backward import ChosenKeysStep, QueriesStep, StaticKeysStep
 
@@ -38,7 +38,7 @@ def static_keys(step: StaticKeysStep) -> ctx.StaticKeys:
     made = tuple(each for each in branch.choices if each.name in choices(step.seen))
     members = {f"chosen:{each.name}": f"member_{each.name}" for each in made}
     names = {**build.SCALARS, "i": "rows[None, :]", "j": "cols[:, None]", "same_document": "same_document", **members}
-    keys = slot_count(compressed) if compressed else Var("N")
+    keys = key_positions(branch)
     return ctx.StaticKeys(
         name=f"attend_{branch.name}_keys",
         doc=f"Branch {branch.name}: the gradients of its keys and values{' over pairs that need no choice' if branch.choices else ''}.",

@@ -24,7 +24,8 @@ def static_attend(step: StaticStep, tiles: Tiles, turns: bool, tail: int) -> Hop
     return HopperAttend(
         name=name,
         doc=plain.doc,
-        consumers=tiles.rows // 64,
+        consumers=tiles.warps // 4,
+        packed=tiles.rows < 16 * tiles.warps,
         tile_n=tiles.cols,
         buffers=tiles.stages,
         turns=turns,

@@ -199,6 +199,7 @@ class _Emitter:
                 wild=self._wild(variable(step.values)), dim_qk=shape.dim_qk, dim_v=shape.dim_v,
                 hopper=self._kernel("hopper_attend.py.j2", context),
                 hopper_rows=step.hopper.rows, hopper_cols=step.hopper.cols, hopper_warps=step.hopper.warps, tail=tail,
+                packed=context.packed,
             )  # fmt: skip
         self._launch("static", f"Branch {step.branch.name}.", variable(step.node), **values)
 

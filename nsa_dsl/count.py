@@ -1,4 +1,5 @@
-"""How many pairs a relation allows at a given length, exactly: the cost of a pattern and the density it claims.
+"""How many pairs a relation allows at a given length, and how many tiles it visits, exactly: the cost of a pattern and the density it
+claims.
 
 A tile of one query by a few keys that is full is counted by arithmetic; only partial ones are evaluated pair by pair. The
 tile's width is chosen so that little is left to evaluate: 1 for strides, a block for blocks.
@@ -7,14 +8,14 @@ tile's width is chosen so that little is left to evaluate: 1 for strides, a bloc
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 from nsa_dsl.integer_set import TooComplex
 from nsa_dsl.relation import Condition, SameDocument, Term, Truth, Var, evaluate, rewrite, symbols
-from nsa_dsl.tiles import Piece, tiling
+from nsa_dsl.tiles import Piece, Side, tiling
 
 _Integers = npt.NDArray[np.int64]
 
@@ -25,6 +26,8 @@ _MOST_WORK = 2**29
 _MOST_INEXACT = 1
 """Widths for which isl may give up before others, each of which takes it seconds, are not tried."""
 _PAIRS_AT_ONCE = 2**21
+_TILES_AT_ONCE = 1 << 22
+"""Tiles that are asked for at once: some tens of megabytes."""
 _MOST_PIECES = 64
 
 
@@ -118,3 +121,43 @@ class _Walk:
         key = tile * self.width + np.arange(self.width)[None, None, :]
         allowed = inside & (key < self.extent) & evaluate(self.relation, {**here, "j": key})
         return np.asarray(allowed.sum(axis=(1, 2)), np.int64)
+
+
+@lru_cache(maxsize=256)
+def count_tiles(
+    relation: Condition, rows: int, cols: int, n: int, heads: int, kv_heads: int, keys: Term, over: Side
+) -> tuple[_Integers, _Integers, bool]:
+    """How many full and partial tiles each outer tile visits at length n, averaged over heads and rounded up where they differ, and whether
+    they are those of the relation: otherwise isl gave up, and every tile is visited. Unpacked batch; arguments as `tiling`'s."""
+    extent = max(0, int(evaluate(keys, {"N": n})))
+    outer = -(-n // rows) if over == "keys" else -(-extent // cols)
+    every = range(heads) if "h" in symbols(relation) else range(1)
+    counts = np.zeros((2, outer), np.int64)
+    found = tiling(rewrite(relation, {}, {SameDocument(): Truth(True)}), rows, cols, keys=keys, over=over)
+    for head in every:
+        sizes = {"N": n, "heads": heads, "kv_heads": kv_heads, "h": head}
+        environment: dict[str, int | _Integers] = {**sizes, "tile": np.arange(outer, dtype=np.int64)}
+        for piece in found.pieces:
+            counts[0 if piece.full else 1] += _steps(piece, environment)
+    full, partial = -(-counts // len(every))
+    return full, partial, found.exact
+
+
+def _steps(piece: Piece, environment: dict[str, int | _Integers]) -> _Integers:
+    """The tiles that each outer tile visits in one piece."""
+    low, high = (evaluate(each, environment) for each in (piece.low, piece.high))
+    steps = np.maximum(0, -((low - high) // piece.step))
+    if piece.guard is not None:
+        steps = np.where(evaluate(piece.guard, environment), steps, 0)
+    steps = np.broadcast_to(steps, np.shape(environment["tile"])).astype(np.int64)
+    if piece.inner is None:
+        return steps
+    offset = np.arange(int(steps.max(initial=0)))[None, :]
+    low, outer = np.broadcast_to(low, steps.shape), np.asarray(environment["tile"])
+    found = np.zeros_like(steps)
+    some = max(1, _TILES_AT_ONCE // max(1, offset.size))
+    for start in range(0, len(steps), some):
+        rows = slice(start, start + some)
+        here = {**environment, "tile": outer[rows, None], "j": low[rows, None] + piece.step * offset}
+        found[rows] = ((offset < steps[rows, None]) & evaluate(piece.inner, here)).sum(1)
+    return found

@@ -22,9 +22,9 @@ from nsa_dsl.arguments import Shape
 from nsa_dsl.choice_bounds import bounded, kept_blocks, tokens_of
 from nsa_dsl.count import count_keys
 from nsa_dsl.integer_set import TooComplex
-from nsa_dsl.lift import lift_to_slots, slot_count
+from nsa_dsl.lift import key_positions, lift_to_slots
 from nsa_dsl.pattern import Branch, Choice, Compress
-from nsa_dsl.relation import EMPTY, Chosen, Condition, SameDocument, Term, Var, disjunction, evaluate, rewrite, symbols, walk
+from nsa_dsl.relation import EMPTY, Chosen, Condition, SameDocument, disjunction, evaluate, rewrite, symbols, walk
 from nsa_dsl.signature import Signature
 
 _PAIRS_AT_ONCE = 1 << 22
@@ -102,17 +102,13 @@ def _lifted(branch: Branch, where: Condition) -> Condition:
     return lift_to_slots(where, memory.block, memory.stride) if isinstance(memory, Compress) else where
 
 
-def _extent(branch: Branch) -> Term:
-    return slot_count(branch.memory) if isinstance(branch.memory, Compress) else Var("N")
-
-
 @lru_cache(maxsize=32)
 def _keys_seen(relation: Condition, branch: Branch, n: int, heads: int, kv_heads: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
     """Keys or slots that each query sees, one document: (heads, n)."""
     try:
-        return count_keys(relation, n, heads=heads, kv_heads=kv_heads, keys=_extent(branch))
+        return count_keys(relation, n, heads=heads, kv_heads=kv_heads, keys=key_positions(branch))
     except TooComplex:
-        return np.full((heads, n), max(0, evaluate(_extent(branch), {"N": n})), np.int64)
+        return np.full((heads, n), max(0, evaluate(key_positions(branch), {"N": n})), np.int64)
 
 
 def _most_pairs(branch: Branch, n: int, heads: int, kv_heads: int) -> int:

@@ -56,6 +56,11 @@ def slot_count(memory: Compress) -> Term:
     return sum_of(FloorDiv(sum_of(Var("N"), Const(-memory.block)), memory.stride), Const(1))
 
 
+def key_positions(branch: Branch) -> Term:
+    """How many keys there are for a branch, as a term in N: tokens or slots."""
+    return slot_count(branch.memory) if isinstance(branch.memory, Compress) else Var("N")
+
+
 def _lift(relation: Condition, block: int, stride: int) -> Condition:
     with limited() as context:
         forbidden = to_set(relation, context).complement()

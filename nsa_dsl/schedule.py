@@ -38,6 +38,7 @@ from nsa_dsl.launch import (
     plain_tiles,
     tile_override,
 )
+from nsa_dsl.lift import key_positions
 from nsa_dsl.pattern import Branch, Choice, Compress, IndexScore, NotSupported, Pattern
 from nsa_dsl.relation import (
     Chosen,
@@ -48,6 +49,7 @@ from nsa_dsl.relation import (
     Not,
     Scale,
     Sum,
+    Term,
     Var,
     choices,
     conjunction,
@@ -56,6 +58,7 @@ from nsa_dsl.relation import (
     symbols,
     walk,
 )
+from nsa_dsl.schedule_area import least_area
 from nsa_dsl.schedule_chosen import BY_BLOCKS_TILE, QUERIES_WIDE, UNION, UNION_32_BIT, UNION_QUERIES, UNION_QUERIES_WIDE, takes_one_list
 from nsa_dsl.schedule_hopper import forward_sizes
 
@@ -212,7 +215,7 @@ def plan_attend(graph: BlockGraph, name: str, branch: Branch, relation: Conditio
     if not branch.choices:
         if relation is None:
             raise NotSupported(f"branch {branch.name}: slot visibility was not derived; run the passes first")
-        tiles = plain_tiles(shape, f"attend_{branch.name}", static_tiles(shape, relation))
+        tiles = plain_tiles(shape, f"attend_{branch.name}", static_tiles(shape, relation, key_positions(branch)))
         sizes = forward_sizes(branch, relation, shape.dim_qk, shape.dim_v) if on_hopper(shape) else None
         hopper = hopper_tiles(shape, f"attend_{branch.name}", None if sizes is None else Tiles(*sizes))
         return StaticStep(f"attend.{branch.name}", branch, keys, values, relation, tiles, hopper)
@@ -312,8 +315,8 @@ _LONG_MASK = 40
 """Nodes of a condition from which on a mask takes so many registers that a query tile gets half its rows."""
 
 
-def static_tiles(shape: LaunchShape, relation: Condition) -> Tiles:
-    """Tiles of attention over a static relation."""
+def static_tiles(shape: LaunchShape, relation: Condition, keys: Term) -> Tiles:
+    """Tiles of attention over a static relation. keys: the number of key positions."""
     pad_qk, pad_v = shape.padded
     widest = max(pad_qk, pad_v)
     rows = 64 if widest > 128 or sum(1 for _ in walk(relation)) > _LONG_MASK else 128
@@ -321,7 +324,8 @@ def static_tiles(shape: LaunchShape, relation: Condition) -> Tiles:
     stages = 3 if widest <= 64 else 2
     ladder: Sequence[Tiles] = _STATIC_32_BIT if shape.element_bytes > 2 else _STATIC_16_BIT
     fitting = tuple(each for each in ladder if each.rows <= rows and each.rows * each.cols <= pairs and each.stages <= stages)
-    return tile_override(shape, first_that_fits(fitting, shape, pad_qk + pad_v, pad_qk + pad_v))
+    usual = tile_override(shape, first_that_fits(fitting, shape, pad_qk + pad_v, pad_qk + pad_v))
+    return least_area(usual, tile_override(shape, Tiles(64, 64, 4, usual.stages)), relation, keys)
 
 
 def chosen_tiles(shape: LaunchShape) -> Tiles:

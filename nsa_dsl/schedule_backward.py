@@ -17,6 +17,7 @@ from nsa_dsl.graph import (
     QueryGradNode,
 )
 from nsa_dsl.launch import CARDS, LaunchShape, Tiles, first_that_fits, hopper_tiles, on_hopper, pinned, plain_tiles, tile_override
+from nsa_dsl.lift import key_positions
 from nsa_dsl.pattern import Branch, Compress, Pattern
 from nsa_dsl.relation import EMPTY, Chosen, Condition, conjunction, rewrite, transposed
 from nsa_dsl.schedule import (
@@ -28,6 +29,7 @@ from nsa_dsl.schedule import (
     plan_attend,
     producer_of,
 )
+from nsa_dsl.schedule_area import least_area
 from nsa_dsl.schedule_hopper import keys_sizes, queries_sizes
 
 
@@ -168,17 +170,18 @@ def _plan_node(graph: BlockGraph, name: str, node: Node, shape: LaunchShape) -> 
 
 def _plan_keys(attend: AttendStep, shape: LaunchShape) -> tuple[BackwardStep, ...]:
     """With F what is visible when nothing is chosen: first F, then for every choice the pairs that neither F nor an earlier one has."""
-    tiles = plain_tiles(shape, f"attend_{attend.branch.name}_keys", key_tiles(shape))
+    name, usual = f"attend_{attend.branch.name}_keys", key_tiles(shape)
     if isinstance(attend, StaticStep):
         relation, hopper = attend.relation, _hopper_keys(attend, shape)
-        return (StaticKeysStep(attend.branch, attend.keys, attend.values, relation, relation, tiles, hopper),)
+        tiles = least_area(usual, key_tiles(shape, most=64), relation, key_positions(attend.branch), "queries")
+        return (StaticKeysStep(attend.branch, attend.keys, attend.values, relation, relation, plain_tiles(shape, name, tiles), hopper),)
     atoms = {each.name: Chosen(each.name) for each in attend.branch.choices}
     nothing = rewrite(attend.where, {}, dict.fromkeys(atoms.values(), EMPTY))
     steps: list[BackwardStep] = []
     if nothing != EMPTY:
         growing = all(monotone(attend.where, each) for each in atoms)
         seen = nothing if growing else conjunction(nothing, attend.where)
-        steps.append(StaticKeysStep(attend.branch, attend.keys, attend.values, nothing, seen, tiles))
+        steps.append(StaticKeysStep(attend.branch, attend.keys, attend.values, nothing, seen, plain_tiles(shape, name, usual)))
     for place, choice in enumerate(attend.branch.choices):
         listed = plain_tiles(shape, f"chosen_keys_{choice.name}", list_tiles(shape, choice.block))
         slopes = plain_tiles(shape, f"slopes_{attend.branch.name}_queries", slope_tiles(shape, choice.block))
@@ -237,7 +240,8 @@ def _query_tiles(attend: AttendStep, shape: LaunchShape) -> Tiles:
     ladder = _QUERIES_32_BIT if shape.element_bytes > 2 else _QUERIES_16_BIT
     pairs = CARDS[shape.card].static_pairs if max(shape.padded) <= 128 else 64 * 32
     fitting = tuple(each for each in ladder if each.rows * each.cols <= pairs)
-    return tile_override(shape, first_that_fits(fitting, shape, dims, dims))
+    usual = tile_override(shape, first_that_fits(fitting, shape, dims, dims))
+    return least_area(usual, tile_override(shape, Tiles(64, 64, 4, 2)), attend.relation, key_positions(attend.branch))
 
 
 def key_tiles(shape: LaunchShape, most: int = 128) -> Tiles:

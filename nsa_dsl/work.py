@@ -10,27 +10,24 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from nsa_dsl.count import count_pairs
+from nsa_dsl.count import count_pairs, count_tiles
 from nsa_dsl.integer_set import TooComplex
 from nsa_dsl.launch import LaunchShape, Tiles
-from nsa_dsl.lift import slot_count
+from nsa_dsl.lift import key_positions
 from nsa_dsl.lower import lower
 from nsa_dsl.passes import run_passes
 from nsa_dsl.passes.differentiate import differentiate
 from nsa_dsl.pattern import Branch, Choice, Compress, Pattern
-from nsa_dsl.relation import FULL, Condition, SameDocument, Term, Var, evaluate, rewrite, symbols
+from nsa_dsl.relation import Condition, Term, evaluate
 from nsa_dsl.schedule import ChooseStep, ChosenStep, StaticStep, plan_graph
 from nsa_dsl.schedule_backward import ChosenKeysStep, QueriesStep, StaticKeysStep, plan_backward
-from nsa_dsl.tiles import Piece, Side, tiling
+from nsa_dsl.tiles import Side
 
 Kind: TypeAlias = Literal[
     "static", "static_queries", "static_keys", "chosen", "union", "chosen_queries", "union_queries", "chosen_keys", "score"
 ]
 Engine: TypeAlias = Literal["triton", "gluon"]
 _Integers: TypeAlias = npt.NDArray[np.int64]
-
-_AT_ONCE = 1 << 22
-"""Tiles that are asked for at once: some tens of megabytes."""
 
 UNION_OF = 4
 """Neighbouring queries whose blocks are walked together."""
@@ -154,7 +151,7 @@ class _Counting:
         return Kernel(name, plain, "triton", recipe) if hopper is None else Kernel(name, hopper, "gluon", recipe)
 
     def static(self, name: str, kind: Kind, branch: Branch, relation: Condition) -> Recipe:
-        keys = slot_count(branch.memory) if isinstance(branch.memory, Compress) else Var("N")
+        keys = key_positions(branch)
         over: Side = "queries" if kind == "static_keys" else "keys"
         call, shape = self.call, self.shape
         dims, extent = shape.dim_qk + shape.dim_v, _extent(keys, call)
@@ -203,7 +200,7 @@ class _Counting:
 
     def score(self, name: str, choice: Choice, branch: Branch, relation: Condition, once: bool) -> Recipe:
         memory = branch.memory
-        keys = slot_count(memory) if isinstance(memory, Compress) else Var("N")
+        keys = key_positions(branch)
         call, shape = self.call, self.shape
         taps = 1
         if isinstance(memory, Compress) and not once:
@@ -252,43 +249,8 @@ def operations_of_pair(kind: Kind, shape: LaunchShape) -> int:
 
 def visits(relation: Condition, rows: int, cols: int, call: Call, keys: Term, over: Side) -> tuple[_Integers, _Integers]:
     """How many full and partial tiles each outer tile visits, exactly, averaged over heads and rounded up where they differ."""
-    return _visits(rewrite(relation, {}, {SameDocument(): FULL}), rows, cols, call, keys, over)
-
-
-@lru_cache(maxsize=256)
-def _visits(relation: Condition, rows: int, cols: int, call: Call, keys: Term, over: Side) -> tuple[_Integers, _Integers]:
-    extent = _extent(keys, call)
-    outer = -(-call.tokens // rows) if over == "keys" else -(-extent // cols)
-    heads = range(call.heads) if "h" in symbols(relation) else range(1)
-    counts = np.zeros((2, outer), np.int64)
-    pieces = tiling(relation, rows, cols, keys=keys, over=over).pieces
-    for head in heads:
-        sizes = {"N": call.tokens, "heads": call.heads, "kv_heads": call.kv_heads, "h": head}
-        environment: dict[str, int | _Integers] = {**sizes, "tile": np.arange(outer, dtype=np.int64)}
-        for piece in pieces:
-            counts[0 if piece.full else 1] += _steps(piece, environment)
-    full, partial = -(-counts // len(heads))
+    full, partial, _ = count_tiles(relation, rows, cols, call.tokens, call.heads, call.kv_heads, keys, over)
     return full, partial
-
-
-def _steps(piece: Piece, environment: dict[str, int | _Integers]) -> _Integers:
-    """The tiles that each outer tile visits in one piece."""
-    low, high = (evaluate(each, environment) for each in (piece.low, piece.high))
-    steps = np.maximum(0, -((low - high) // piece.step))
-    if piece.guard is not None:
-        steps = np.where(evaluate(piece.guard, environment), steps, 0)
-    steps = np.broadcast_to(steps, np.shape(environment["tile"])).astype(np.int64)
-    if piece.inner is None:
-        return steps
-    offset = np.arange(int(steps.max(initial=0)))[None, :]
-    low, outer = np.broadcast_to(low, steps.shape), np.asarray(environment["tile"])
-    found = np.zeros_like(steps)
-    some = max(1, _AT_ONCE // max(1, offset.size))
-    for start in range(0, len(steps), some):
-        rows = slice(start, start + some)
-        here = {**environment, "tile": outer[rows, None], "j": low[rows, None] + piece.step * offset}
-        found[rows] = ((offset < steps[rows, None]) & evaluate(piece.inner, here)).sum(1)
-    return found
 
 
 @lru_cache(maxsize=64)
@@ -298,7 +260,7 @@ def _visible(relation: Condition, call: Call, keys: Term) -> int:
         return count_pairs(relation, call.tokens, heads=call.heads, kv_heads=call.kv_heads, keys=keys)
     except TooComplex:
         # Pair by pair, however long it takes.
-        full, partial = _visits(rewrite(relation, {}, {SameDocument(): FULL}), 1, 1, call, keys, "keys")
+        full, partial = visits(relation, 1, 1, call, keys, "keys")
         return call.heads * int((full + partial).sum())
 
 

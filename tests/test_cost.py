@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.fit_cost import Measured, fit, measured, report
-from nsa_dsl import work
+from nsa_dsl import count, work
 from nsa_dsl.cli import main
 from nsa_dsl.cost import Rate, efficiency, load_model, milliseconds, order_candidates, predict_ms
 from nsa_dsl.count import count_pairs
@@ -60,8 +60,8 @@ def test_many_tiles_are_counted_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch
     scattered = load_spec(ROOT / "benchmarks/patterns.nsa").pattern("blocks", b=64, m=7)
     (branch,) = scattered.branches
     whole = [visits(branch.where, 16, 16, Call(2048, 4, 2), Var("N"), "keys")]
-    work._visits.cache_clear()
-    monkeypatch.setattr(work, "_AT_ONCE", 100)
+    count.count_tiles.cache_clear()
+    monkeypatch.setattr(count, "_TILES_AT_ONCE", 100)
     whole.append(visits(branch.where, 16, 16, Call(2048, 4, 2), Var("N"), "keys"))
     assert np.array_equal(*whole)
     assert int(np.sum(whole[0])) > 0

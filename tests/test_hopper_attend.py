@@ -27,9 +27,9 @@ RELATIONS = {
 }
 
 
-def check(pattern: Pattern, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slots: dict[str, Any] | None = None) -> None:
+def check(pattern: Pattern, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slots: dict[str, Any] | None = None, **own: Any) -> None:
     module = vars(load_module(compile_source(pattern, LaunchShape(q.shape[3], v.shape[3], "fp16", "sm_90")), "hopper"))
-    module.update(_launch=lambda *_, **__: None, _launch_hopper=launch_hopper, _on_hopper=lambda *_: True)
+    module.update(_launch=lambda *_, **__: None, _launch_hopper=launch_hopper, _on_hopper=lambda *_: True, **own)
     out, lse, *_ = module["run"](q, k, v, slots=slots)
     compressors: Any = {name: lambda *_, made=made: tuple(each.double() for each in made) for name, made in (slots or {}).items()}
     expected, expected_lse = reference.attend(pattern, q, k, v, compressors=compressors, return_lse=True)
@@ -58,6 +58,40 @@ def test_a_third_consumer_where_walks_are_long(relation: str, dim: int, rows: in
     assert (stand.hopper.rows, stand.hopper.warps) == (rows, rows // 16)
     tried = {each.tiles.rows for each in candidates(stand, shape) if each.hopper}
     assert tried == ({128, 192} if dim == 64 else {128})
+
+
+@pytest.mark.parametrize("near", [1, 64 * 200 * 2 * 2 * 2])
+def test_groups_whose_keys_the_cache_holds_come_one_after_another(near: int) -> None:
+    """One group at a time, and two of three, so that the last comes alone."""
+    pattern = load_spec("pattern p { output attend(tokens, causal) }").pattern("p")
+    check(pattern, *tensors((2, 6, 200, 64), (2, 3, 200, 64), (2, 3, 200, 64)), NEAR_BYTES=near)
+
+
+SCATTERED = "pattern p {{ output attend(tokens, {}{{ i, j : (j // {} + 3 * (i // 64)) % 3 == 0 }}) }}"
+
+
+@pytest.mark.parametrize("past", ["", "causal & "])
+@pytest.mark.parametrize(("tokens", "heads", "kv_heads", "dim"), [(331, 4, 2, 128), (650, 8, 2, 64), (64, 2, 1, 64)])
+def test_heads_of_a_group_share_blocks_of_64(past: str, tokens: int, heads: int, kv_heads: int, dim: int) -> None:
+    """Two heads at a time with the same 64 rows; eight heads in two groups take two turns each."""
+    pattern = load_spec(SCATTERED.format(past, 64)).pattern("p")
+    stand = find_stands(pattern, LaunchShape(dim, dim, "fp16", "sm_90"), backward=False)["attend_output"]
+    assert stand.hopper is not None
+    assert (stand.hopper.rows, stand.hopper.cols, stand.hopper.warps) == (64, 64, 8)
+    check(pattern, *tensors((1, heads, tokens, dim), (1, kv_heads, tokens, dim), (1, kv_heads, tokens, dim)))
+
+
+def test_heads_that_cannot_share_run_alone() -> None:
+    """An odd group leaves the call to the plain kernel, and so do heads that see different keys or blocks that fill no tile."""
+    shape = LaunchShape(64, 64, "fp16", "sm_90")
+    for text in (SCATTERED.format("{ i, j, h : h >= 0 } & ", 64), SCATTERED.format("", 40)):
+        assert find_stands(load_spec(text).pattern("p"), shape, backward=False)["attend_output"].hopper is None
+    launched: list[bool] = []
+    module = vars(load_module(compile_source(load_spec(SCATTERED.format("", 64)).pattern("p"), shape), "odd"))
+    module.update(_launch=lambda *_, **constants: launched.append(constants.get("BESIDE", False)), _on_hopper=lambda *_: True)
+    module["run"](*tensors((1, 6, 70, 64), (1, 2, 70, 64), (1, 2, 70, 64)))
+    assert launched[-1] is False
+    assert not any(launched)
 
 
 @pytest.mark.parametrize("tokens", [5, 700])

@@ -55,9 +55,9 @@ def stand_in(wild: int) -> Callable[..., None]:
 
 
 def gradients(
-    pattern: Pattern, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slots: Any = None, *, wild: int = 0
+    pattern: Pattern, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slots: Any = None, *, wild: int = 0, **own: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Of the Gluon kernels, and of the reference, for one random gradient of the output."""
+    """Of the Gluon kernels, and of the reference, for one random gradient of the output. own: the module's names that are others."""
     wanted = ("q", "k", "v") if slots is None else ("q", "slots.s.keys", "slots.s.values")
     leaves = [each.double().requires_grad_() for each in ((q, k, v) if slots is None else (q, *slots["s"]))]
     compressors: Any = {} if slots is None else {"s": lambda *_: tuple(leaves[1:])}
@@ -67,7 +67,7 @@ def gradients(
     grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(3)).to(q.dtype)
     expected = dict(zip(wanted, torch.autograd.grad(out, leaves, grad.double()), strict=True))
     module = vars(load_module(compile_backward(pattern, LaunchShape(q.shape[3], v.shape[3], "fp16", "sm_90")), "hopper"))
-    module.update(_launch=stand_in(wild), _launch_hopper=launch_hopper, _on_hopper=lambda *_: True, hold_tile=lambda tile: tile)
+    module.update(_launch=stand_in(wild), _launch_hopper=launch_hopper, _on_hopper=lambda *_: True, hold_tile=lambda tile: tile, **own)
     outs, lses = {"output": out.detach().to(q.dtype)}, {"output": lse.detach().float()}
     return module["run_backward"](grad, {}, q, k, v, outs, lses, slots=slots, wanted=wanted), expected
 
@@ -82,6 +82,12 @@ def test_static_relation(relation: str, batch: int, tokens: int, heads: int, kv_
     pattern = load_spec(f"pattern p {{ output attend(tokens, {relation}) }}").pattern("p")
     q, k, v = tensors((batch, heads, tokens, 64), *[(batch, kv_heads, tokens, 64)] * 2)
     check(*gradients(pattern, q, k, v))
+
+
+def test_groups_whose_keys_the_cache_holds_come_one_after_another() -> None:
+    pattern = load_spec("pattern p { output attend(tokens, causal) }").pattern("p")
+    q, k, v = tensors((2, 4, 150, 64), *[(2, 2, 150, 64)] * 2)
+    check(*gradients(pattern, q, k, v, NEAR_BYTES=1))
 
 
 @pytest.mark.parametrize("tokens", [5, 400])

@@ -169,9 +169,9 @@ def hopper_bytes(tiles: Tiles, stand: Stand, shape: LaunchShape) -> int:
     dims = dim_qk + dim_v
     match stand.stay, stand.gradient:
         case "rows", False:
-            # Two heads share their keys, unless features beyond 128, which have buffers of their own, leave no room; outputs leave through
-            # the queries' place if they are as wide.
-            rows = tiles.rows * (2 if dim_qk <= 128 else 1)
+            # A warp has 16 rows, and again those of another head, unless features beyond 128, which have buffers of their own, leave no
+            # room; outputs leave through the queries' place if they are as wide.
+            rows = 16 * tiles.warps * (2 if dim_qk <= 128 else 1)
             numbers = rows * (dim_qk if min(dim_qk, 128) == dim_v else dims) + tiles.stages * tiles.cols * dims
             extra = 0
         case "rows", True:

@@ -25,16 +25,25 @@ def window() -> Pattern:
     return load_spec("pattern p { output attend(tokens, window(512)) }").pattern("p")
 
 
-@pytest.mark.parametrize("shape", [LaunchShape(), LaunchShape(dim_qk=192)])
-def test_shared_memory_is_what_the_template_allocates(window: Pattern, shape: LaunchShape) -> None:
-    launches = {each.kernel.__name__: each for each in record_launches(window, shape, heads=16, kv_heads=4, backward=True)}
-    stands = {name: each for name, each in find_stands(window, shape, backward=True).items() if each.hopper is not None}
-    assert len(stands) == (3 if shape.dim_qk == 128 else 1)
+@pytest.mark.parametrize(
+    ("relation", "shape", "kernels"),
+    [
+        ("window(512)", LaunchShape(), 3),
+        ("window(512)", LaunchShape(dim_qk=192), 1),
+        ("{ i, j : (j // 64 + i // 64) % 9 == 0 }", LaunchShape(), 1),
+    ],
+    ids=["window", "wide", "blocks of 64"],
+)
+def test_shared_memory_is_what_the_template_allocates(relation: str, shape: LaunchShape, kernels: int) -> None:
+    pattern = load_spec(f"pattern p {{ output attend(tokens, {relation}) }}").pattern("p")
+    launches = {each.kernel.__name__: each for each in record_launches(pattern, shape, heads=16, kv_heads=4, backward=True)}
+    stands = {name: each for name, each in find_stands(pattern, shape, backward=True).items() if each.hopper is not None}
+    assert len(stands) == kernels
     for name, stand in stands.items():
         assert stand.hopper is not None
         taken = compile_launch(launches[f"{name}_hopper"], "sm_90").shared
         assert 0 <= hopper_bytes(stand.hopper, stand, shape) - taken <= 1024, name
-    if shape.dim_qk == 128:
+    if kernels == 3:
         # The card refused it: 262,248 bytes.
         assert 0 <= hopper_bytes(Tiles(128, 128, 8, 2), stands["attend_output_queries"], shape) - 262_248 <= 1024
 

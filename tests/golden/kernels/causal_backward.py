@@ -55,6 +55,21 @@ def hold_tile(tile):
     return bits.to(gl.float32, bitcast=True)
 
 
+@gluon.jit
+def place_program(heads, n_tiles, near, HEADS: gl.constexpr):
+    """Batch, first head and query tile of this program, of HEADS heads. `near` heads, whose keys and values fit in the L2 together, go
+    through all tiles before the next heads begin. Last tiles first: under a causal relation they are the longest."""
+    program = gl.program_id(0)
+    n_programs = heads // HEADS
+    batch = program // (n_programs * n_tiles)
+    program = program % (n_programs * n_tiles)
+    together = near // HEADS
+    first = program // (together * n_tiles) * together
+    together = gl.minimum(together, n_programs - first)
+    program = program - first * n_tiles
+    return batch, (first + program % together) * HEADS, n_tiles - 1 - program // together
+
+
 ITEM_ROWS = 16384
 KEPT_ITEM_ROWS = 8192
 KEEP_SLOPES = True
@@ -466,25 +481,23 @@ def attend_output_queries_hopper_compute(
     store_gradient(acc * scale, partial_ptr + out, out_ptr + out, first_row, n_stored, DIM, ADD, ROWS)
 
 
-@gluon.jit(do_not_specialize=["n_tokens", "n_keys"])
+@gluon.jit(do_not_specialize=["n_tokens", "near", "n_keys"])
 def attend_output_queries_hopper(
     wild_ptr, q_desc, k_desc, v_desc, grad_desc, lse_ptr, delta_ptr, partial_ptr, out_ptr,
-    scale, n_tokens, n_keys, heads, kv_heads,
+    scale, n_tokens, n_keys, heads, kv_heads, near,
     DIM: gl.constexpr, HEADS: gl.constexpr, ADD: gl.constexpr,
 ):
-    """Branch output: the gradient of its queries. For finite inputs. HEADS: heads a program serves, one or two."""
+    """Branch output: the gradient of its queries. For finite inputs.
+
+    HEADS: heads a program serves, one or two; near: as place_program has it.
+    """
     # Programs are short and do not wait for the flag: if it is up, they take one turn a branch and store nothing.
     wild = gl.load(wild_ptr)
     n_stored = gl.where(wild == 0, n_tokens, 0)
     TILE_M: gl.constexpr = 128 // HEADS
     TILE_N: gl.constexpr = 64
     BUFFERS: gl.constexpr = 3
-    # Last tiles first: under a causal relation they are the longest.
-    program = gl.program_id(0)
-    head = program % (heads // HEADS) * HEADS
-    n_tiles = gl.cdiv(n_tokens, TILE_M)
-    tile = n_tiles - 1 - (program // (heads // HEADS)) % n_tiles
-    batch = program // (heads // HEADS) // n_tiles
+    batch, head, tile = place_program(heads, gl.cdiv(n_tokens, TILE_M), near, HEADS)
     if HEADS == 2:
         masked, turns, walk = attend_output_queries_hopper_pair_walk(tile, n_tokens)
     else:
@@ -688,8 +701,8 @@ def attend_output_keys_hopper_load(
         fetch(v_desc, [batch, kv_head, first_col + part * 64, 0], keys_ready.index(2 * part + 1), values.index(part))
     for turn in range(0, turns * MEMBERS):
         buffer = turn % BUFFERS
-        head = first_head + turn % MEMBERS
-        first_row = attend_output_keys_hopper_tile(turn // MEMBERS, walk) * TILE_M
+        head = first_head + turn // turns
+        first_row = attend_output_keys_hopper_tile(turn % turns, walk) * TILE_M
         fact = (batch * heads + head) * padded + first_row
         hopper.mbarrier.wait(free.index(buffer), ((turn // BUFFERS) & 1) ^ 1)
         hopper.mbarrier.expect(queries_ready.index(buffer), q_desc.block_type.nbytes + lse_desc.block_type.nbytes)
@@ -702,7 +715,7 @@ def attend_output_keys_hopper_load(
 
 @gluon.jit
 def attend_output_keys_hopper_turn(
-    turn, key_grad, value_grad, key, value, come, ready, free, walk, cols, n_tokens, scale_log2,
+    turn, first, key_grad, value_grad, key, value, come, ready, free, walk, cols, n_tokens, scale_log2,
     MASKED: gl.constexpr, DIM: gl.constexpr, MEMBERS: gl.constexpr, TILE_M: gl.constexpr, BUFFERS: gl.constexpr, PAIRS: gl.constexpr,
     OPERAND: gl.constexpr,
 ):
@@ -722,7 +735,7 @@ def attend_output_keys_hopper_turn(
     scores = hopper.warpgroup_mma_wait(1, deps=(scores,))
     probability = gl.exp2(scores * scale_log2 - lse[None, :])
     if MASKED:
-        rows = attend_output_keys_hopper_tile(turn // MEMBERS, walk) * TILE_M + gl.arange(0, TILE_M, layout=gl.SliceLayout(0, PAIRS))
+        rows = attend_output_keys_hopper_tile(turn - first, walk) * TILE_M + gl.arange(0, TILE_M, layout=gl.SliceLayout(0, PAIRS))
         allowed = cols[:, None] <= rows[None, :]
         probability = gl.where(allowed, probability, 0.0)
     given = gl.convert_layout(probability.to(key.dtype), OPERAND)
@@ -759,24 +772,26 @@ def attend_output_keys_hopper_compute(
     hopper.mbarrier.wait(keys_ready.index(2 * PART), 0)
     hopper.mbarrier.wait(keys_ready.index(2 * PART + 1), 0)
     scale_log2 = scale * LOG2E
-    first, end = attend_output_keys_hopper_reach(first_col // 64 + PART, n_tokens)
-    for turn in range(0, masked * MEMBERS):
-        query_tile = attend_output_keys_hopper_tile(turn // MEMBERS, walk)
-        if (query_tile >= first) & (query_tile < end):
+    begin, end = attend_output_keys_hopper_reach(first_col // 64 + PART, n_tokens)
+    for member in range(0, MEMBERS):
+        first = member * turns
+        for turn in range(first, first + masked):
+            query_tile = attend_output_keys_hopper_tile(turn - first, walk)
+            if (query_tile >= begin) & (query_tile < end):
+                key_grad, value_grad = attend_output_keys_hopper_turn(
+                    turn, first, key_grad, value_grad, key, value, come, ready, free, walk, cols, n_tokens, scale_log2,
+                    True, DIM, MEMBERS, TILE_M, BUFFERS, PAIRS, OPERAND,
+                )
+            else:
+                # The other 64 keys need the tile: this buffer's turn has to come before it can be given back.
+                hopper.mbarrier.wait(queries_ready.index(turn % BUFFERS), (turn // BUFFERS) & 1)
+                hopper.mbarrier.wait(grads_ready.index(turn % BUFFERS), (turn // BUFFERS) & 1)
+                hopper.mbarrier.arrive(free.index(turn % BUFFERS), count=1)
+        for turn in range(first + masked, first + turns):
             key_grad, value_grad = attend_output_keys_hopper_turn(
-                turn, key_grad, value_grad, key, value, come, ready, free, walk, cols, n_tokens, scale_log2,
-                True, DIM, MEMBERS, TILE_M, BUFFERS, PAIRS, OPERAND,
+                turn, first, key_grad, value_grad, key, value, come, ready, free, walk, cols, n_tokens, scale_log2,
+                False, DIM, MEMBERS, TILE_M, BUFFERS, PAIRS, OPERAND,
             )
-        else:
-            # The other 64 keys need the tile: this buffer's turn has to come before it can be given back.
-            hopper.mbarrier.wait(queries_ready.index(turn % BUFFERS), (turn // BUFFERS) & 1)
-            hopper.mbarrier.wait(grads_ready.index(turn % BUFFERS), (turn // BUFFERS) & 1)
-            hopper.mbarrier.arrive(free.index(turn % BUFFERS), count=1)
-    for turn in range(masked * MEMBERS, turns * MEMBERS):
-        key_grad, value_grad = attend_output_keys_hopper_turn(
-            turn, key_grad, value_grad, key, value, come, ready, free, walk, cols, n_tokens, scale_log2,
-            False, DIM, MEMBERS, TILE_M, BUFFERS, PAIRS, OPERAND,
-        )
     out = out_row * DIM
     store_gradient(key_grad * scale, key_partial_ptr + out, key_out_ptr + out, first_col + PART * 64, n_keys, DIM, ADD, SUMS)
     store_gradient(value_grad, value_partial_ptr + out, value_out_ptr + out, first_col + PART * 64, n_keys, DIM, ADD, SUMS)
@@ -920,6 +935,16 @@ def _launch_hopper(kernel, programs, *arguments, warps, **constants):
     _start(kernel, programs, arguments, constants, dict(num_warps=4, maxnreg=registers))
 
 
+NEAR_BYTES = 2**25  # Keys and values that stay in an L2 of 50 MB beside what else goes through it.
+
+
+def _heads_near(heads, kv_heads, *tensors):
+    """As many query heads, whole groups, as have all their keys and values in NEAR_BYTES; one group at least. tensors: (batch, kv_heads,
+    tokens, dim)."""
+    one = sum(each.shape[2] * each.shape[3] * each.element_size() for each in tensors)
+    return heads // kv_heads * min(kv_heads, max(1, NEAR_BYTES // max(1, one)))
+
+
 BOXES = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
 
 
@@ -993,6 +1018,7 @@ def run_backward(
                 attend_output_queries_hopper, batch * (heads // HEADS) * _cdiv(n_tokens, 128 // HEADS),
                 wild, _describe(_aligned(q), 64), _describe(_aligned(k), 64), _describe(_aligned(v), 64), _describe(_aligned(grad_out), 64),
                 folded_lse_output, folded_delta_output, grads["q"], grads["q"], scale, n_tokens, k.shape[2], heads, kv_heads,
+                _heads_near(heads, kv_heads, k, v),
                 DIM=dim_qk, HEADS=HEADS, ADD=False, warps=8,
             )
 

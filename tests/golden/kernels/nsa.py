@@ -36,6 +36,21 @@ def hold_rows(sums):
     return gl.inline_asm_elementwise(HOLD_ROWS, "=f,f", [sums], dtype=gl.float32, is_pure=False, pack=1)
 
 
+@gluon.jit
+def place_program(heads, n_tiles, near, HEADS: gl.constexpr):
+    """Batch, first head and query tile of this program, of HEADS heads. `near` heads, whose keys and values fit in the L2 together, go
+    through all tiles before the next heads begin. Last tiles first: under a causal relation they are the longest."""
+    program = gl.program_id(0)
+    n_programs = heads // HEADS
+    batch = program // (n_programs * n_tiles)
+    program = program % (n_programs * n_tiles)
+    together = near // HEADS
+    first = program // (together * n_tiles) * together
+    together = gl.minimum(together, n_programs - first)
+    program = program - first * n_tiles
+    return batch, (first + program % together) * HEADS, n_tiles - 1 - program // together
+
+
 SCORE_BYTES = 268435456
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -385,23 +400,20 @@ def attend_windowed_hopper_producer(q, k, v, buffers, barriers, shape, where, HE
         used += n_tiles
 
 
-@gluon.jit(do_not_specialize=["n_tokens", "n_keys"])
+@gluon.jit(do_not_specialize=["n_tokens", "n_keys", "near"])
 def attend_windowed_hopper(
-    q, k, v, out, lse_ptr, wild_ptr, scale, n_tokens, n_keys, heads, kv_heads,
+    q, k, v, out, lse_ptr, wild_ptr, scale, n_tokens, n_keys, heads, kv_heads, near,
     DIM_QK: gl.constexpr, DIM_V: gl.constexpr, HEADS: gl.constexpr,
 ):
     """Branch windowed: attention over tokens. For finite values and a positive scale; the plain kernel takes the rest.
 
     q, k, v, out: descriptors of (batch, heads, tokens, dim), boxes of 64 rows, 128 keys.
+    near: as place_program has it.
     """
     if (gl.load(wild_ptr) != 0) | ((scale > 0) == 0):
         return
-    program = gl.program_id(0)
     n_tiles = gl.cdiv(n_tokens, 128)
-    n_heads = heads // HEADS
-    # Last tiles first: under a causal relation they are the longest.
-    tile = n_tiles - 1 - (program // n_heads) % n_tiles
-    where = (program // n_heads // n_tiles, program % n_heads * HEADS, tile)
+    where = place_program(heads, n_tiles, near, HEADS)
     shape = (n_tokens, n_keys, heads, kv_heads)
     scale = scale * LOG2E
     qs = gl.allocate_shared_memory(q.dtype, [2 * HEADS, 1, 1, 64, DIM_QK], q.layout)
@@ -694,23 +706,20 @@ def attend_compressed_hopper_producer(q, k, v, buffers, barriers, shape, where, 
         used += n_tiles
 
 
-@gluon.jit(do_not_specialize=["n_tokens", "n_keys"])
+@gluon.jit(do_not_specialize=["n_tokens", "n_keys", "near"])
 def attend_compressed_hopper(
-    q, k, v, out, lse_ptr, wild_ptr, scale, n_tokens, n_keys, heads, kv_heads,
+    q, k, v, out, lse_ptr, wild_ptr, scale, n_tokens, n_keys, heads, kv_heads, near,
     DIM_QK: gl.constexpr, DIM_V: gl.constexpr, HEADS: gl.constexpr,
 ):
     """Branch compressed: attention over slots of summary. For finite values and a positive scale; the plain kernel takes the rest.
 
     q, k, v, out: descriptors of (batch, heads, tokens, dim), boxes of 64 rows, 128 keys.
+    near: as place_program has it.
     """
     if (gl.load(wild_ptr) != 0) | ((scale > 0) == 0):
         return
-    program = gl.program_id(0)
     n_tiles = gl.cdiv(n_tokens, 128)
-    n_heads = heads // HEADS
-    # Last tiles first: under a causal relation they are the longest.
-    tile = n_tiles - 1 - (program // n_heads) % n_tiles
-    where = (program // n_heads // n_tiles, program % n_heads * HEADS, tile)
+    where = place_program(heads, n_tiles, near, HEADS)
     shape = (n_tokens, n_keys, heads, kv_heads)
     scale = scale * LOG2E
     qs = gl.allocate_shared_memory(q.dtype, [2 * HEADS, 1, 1, 64, DIM_QK], q.layout)
@@ -1418,6 +1427,16 @@ def _launch_hopper(kernel, programs, *arguments, warps, **constants):
     _start(kernel, programs, arguments, constants, dict(num_warps=4, maxnreg=registers))
 
 
+NEAR_BYTES = 2**25  # Keys and values that stay in an L2 of 50 MB beside what else goes through it.
+
+
+def _heads_near(heads, kv_heads, *tensors):
+    """As many query heads, whole groups, as have all their keys and values in NEAR_BYTES; one group at least. tensors: (batch, kv_heads,
+    tokens, dim)."""
+    one = sum(each.shape[2] * each.shape[3] * each.element_size() for each in tensors)
+    return heads // kv_heads * min(kv_heads, max(1, NEAR_BYTES // max(1, one)))
+
+
 BOXES = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
 
 
@@ -1568,7 +1587,7 @@ def run(
         _launch_hopper(
             attend_windowed_hopper, batch * (heads // HEADS) * _cdiv(n_tokens, 128),
             _describe(queries, 64), _describe(keys, 128), _describe(_aligned(v), 128), _describe(branch_windowed, 64),
-            lse_windowed, wild_v, scale, n_tokens, k.shape[2], heads, kv_heads,
+            lse_windowed, wild_v, scale, n_tokens, k.shape[2], heads, kv_heads, _heads_near(heads, kv_heads, k, v),
             DIM_QK=dim_qk, DIM_V=dim_v, HEADS=HEADS, warps=8,
         )
     all_tiles = batch * heads * _cdiv(n_tokens, 128)
@@ -1593,7 +1612,7 @@ def run(
         _launch_hopper(
             attend_compressed_hopper, batch * (heads // HEADS) * _cdiv(n_tokens, 128),
             _describe(queries, 64), _describe(keys, 128), _describe(_aligned(slots_summary_values), 128), _describe(branch_compressed, 64),
-            lse_compressed, wild_slots_summary_values, scale, n_tokens, slots_summary_keys.shape[2], heads, kv_heads,
+            lse_compressed, wild_slots_summary_values, scale, n_tokens, slots_summary_keys.shape[2], heads, kv_heads, _heads_near(heads, kv_heads, slots_summary_keys, slots_summary_values),
             DIM_QK=dim_qk, DIM_V=dim_v, HEADS=HEADS, warps=8,
         )
     all_tiles = batch * heads * _cdiv(n_tokens, 128)
