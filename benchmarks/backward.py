@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.cases import LONG_NSA, UNUSUAL, USUAL
+from benchmarks.cases import LONG_NSA, SQUARE, UNUSUAL, USUAL
 from benchmarks.cases_backward import Repeats, check_gradients
 from benchmarks.literal_nsa import check_long_gradients
 from benchmarks.suite import Outcome, attempt_alone, command_line, example, report, run_checks
@@ -36,7 +36,8 @@ def check_all(only: list[str], workers: int, lengths: list[int], seconds: float)
     ends = time.monotonic() + seconds
     usual = [(tokens, USUAL) for tokens in lengths if tokens <= 2000]
     unusual = [(tokens, sizes) for sizes in UNUSUAL for tokens in ((17,) if sizes.batch > 2 else (1, 300))]
-    outcomes = run_checks(check_gradients, only, workers, usual, unusual, seconds)
+    square = [(tokens, sizes) for sizes in SQUARE for tokens in (1, 700)]
+    outcomes = run_checks(check_gradients, only, workers, usual, unusual, seconds, square)
     if time.monotonic() >= ends:
         return outcomes
     long = [(tokens, FEW_HEADS) for tokens in lengths if tokens > 2000]
@@ -52,7 +53,7 @@ def main() -> int:
         outcomes.append(attempt_alone(check_long_gradients, "nsa", "nsa", "bf16", 65536, LONG_NSA))
     if not options.skip_checks:
         repeated = [each for each in REPEATED if not options.only or each[0] in options.only]
-        outcomes += [attempt_alone(Repeats(options.repeats), *each, "bf16", 4096, USUAL) for each in repeated]
+        outcomes += [attempt_alone(Repeats(options.repeats), *each, "bf16", 4096, SQUARE[0]) for each in repeated]
         outcomes += check_all(options.only, options.workers, options.lengths, options.seconds)
     times = [] if options.skip_times else [*time_nsa(example("nsa", "nsa"), backward=True), *time_static()]
     return report(options.out / "backward.json", describe_machine(options.commit), outcomes, times)

@@ -49,6 +49,13 @@ UNUSUAL = (
 )
 """Head ratios, head dimensions, and more rows of programs than a grid's second axis could hold."""
 
+SQUARE = (
+    Sizes(dim_qk=64, dim_v=64),
+    Sizes(heads=4, kv_heads=1, dim_qk=128, dim_v=128),
+    Sizes(heads=3, kv_heads=3, dim_qk=64, dim_v=64),
+)
+"""Head dimensions that Hopper's kernels take: groups of four, and heads that share nothing."""
+
 LONG_NSA = Sizes(heads=64, kv_heads=4, dim_qk=128, dim_v=128)
 """NSA in the shape of its paper."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.cases import LONG_NSA, UNUSUAL, USUAL, check_example, check_long_nsa
+from benchmarks.cases import LONG_NSA, SQUARE, UNUSUAL, USUAL, check_example, check_long_nsa
 from benchmarks.suite import attempt_alone, command_line, example, report, run_checks
 from benchmarks.timing import time_nsa
 from nsa_dsl.bench.timing import describe_machine
@@ -24,9 +24,10 @@ def main() -> int:
     options = command_line(__doc__).parse_args()
     usual = [(tokens, USUAL) for tokens in options.lengths]
     unusual = [(tokens, sizes) for sizes in UNUSUAL for tokens in ((17,) if sizes.batch > 2 else (1, 300))]
+    square = [(tokens, sizes) for sizes in SQUARE for tokens in (1, 700)]
     outcomes = [attempt_alone(check_long_nsa, "nsa", "nsa", "bf16", 65536, LONG_NSA)] if options.long else []
     if not options.skip_checks:
-        outcomes += run_checks(check_example, options.only, options.workers, usual, unusual, options.seconds)
+        outcomes += run_checks(check_example, options.only, options.workers, usual, unusual, options.seconds, square)
     times = [] if options.skip_times else time_nsa(example("nsa", "nsa"), backward=False)
     return report(options.out / "forward.json", describe_machine(options.commit), outcomes, times)
 

@@ -1,4 +1,4 @@
-"""Every kernel of NSA, ASA and causal attention once, forward and backward, at small odd sizes: for compute-sanitizer.
+"""Every kernel of NSA, ASA, causal attention and blocks once, forward and backward, at small odd sizes: for compute-sanitizer.
 
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck python benchmarks/sanitize.py
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool racecheck python benchmarks/sanitize.py
@@ -29,6 +29,7 @@ SMALL = (
     ("asa", "global", {"b": 16, "n": 3}),
     ("asa", "local", {"w": 20}),
     ("causal", "causal", {}),
+    ("blocks", "blocks_of_64", {}),
 )
 """Parameters at which everything shows within a hundred tokens."""
 

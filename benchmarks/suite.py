@@ -44,14 +44,19 @@ class Outcome:
     found: list[str]
 
 
+OWN = {"blocks": "benchmarks/patterns.nsa"}
+"""Patterns that are no examples, and their files: two heads that share tiles of 64 rows, on Hopper."""
+
+
 def example(file: str, name: str, **parameters: int) -> Pattern:
-    """A pattern of `examples/FILE.nsa`."""
-    return load_spec(ROOT / f"examples/{file}.nsa").pattern(name, **parameters)
+    """A pattern of `examples/FILE.nsa`, or one of OWN."""
+    return load_spec(ROOT / OWN.get(file, f"examples/{file}.nsa")).pattern(name, **parameters)
 
 
 def examples() -> list[tuple[str, str]]:
-    """Every pattern of every example: file and name."""
-    return [(path.stem, name) for path in sorted((ROOT / "examples").glob("*.nsa")) for name in load_spec(path).patterns]
+    """Every pattern of every example: file and name; and those of OWN."""
+    found = [(path.stem, name) for path in sorted((ROOT / "examples").glob("*.nsa")) for name in load_spec(path).patterns]
+    return [*found, ("blocks", "blocks_of_64")]
 
 
 def check_pattern(check: Check, file: str, name: str, dtype: str, cases: Sequence[Case]) -> list[Outcome]:
@@ -86,10 +91,17 @@ def run_checks(
     usual: Sequence[Case],
     unusual: Sequence[Case] = (),
     seconds: float = math.inf,
+    square: Sequence[Case] = (),
 ) -> list[Outcome]:
     """Every pattern of every example, one dtype after the other. unusual: further cases for the examples that are enough for them.
-    seconds: after which no pattern is begun."""
+    seconds: after which no pattern is begun. square: cases for Hopper's kernels, all patterns in bf16 and those examples in fp16."""
     tasks = [
+        (check, file, name, dtype, cases)
+        for dtype in ("bf16", "fp16")
+        for file, name in examples()
+        if (not only or file in only) and (dtype == "bf16" or file in WALKS)
+        for cases in _by_sizes(square)
+    ] + [
         (check, file, name, dtype, cases)
         for dtype in DTYPES
         for file, name in examples()

@@ -11,7 +11,7 @@ import types
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import wraps
+from functools import lru_cache, wraps
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ def compile_before_calls(module: types.ModuleType, entry: str, title: str, card:
 
     @wraps(run)
     def prepared(*arguments: Any, **options: Any) -> Any:
-        kind = _kind((arguments, options))
+        kind = (*map(_kind, arguments), *options, *map(_kind, options.values()))
         if kind not in seen:
             seen.add(kind)
             compile_kernels(run, arguments, options, title, card)
@@ -116,15 +116,19 @@ class _Compiling:
 
 
 def _kind(value: Any) -> Hashable:
-    """What kernels may be specialised by: types, strides' divisibility, which arguments there are, and the order of magnitude of sizes."""
-    match value:
-        case Tensor():
-            return value.dtype, value.numel().bit_length(), tuple(each % 16 == 0 for each in value.stride())
-        case dict():
-            return tuple((name, _kind(each)) for name, each in value.items())
-        case list() | tuple():
-            return tuple(map(_kind, value))
-        case None | bool() | str():
-            return value
-        case _:
-            return type(value).__name__
+    """What kernels may be specialised by: types, strides' divisibility, which arguments there are, and the order of magnitude of sizes.
+    Every call asks. Of a dict's tensors only the first is looked at: where others differ, kernels are compiled when they are launched."""
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, Tensor):
+        return value.dtype, value.numel().bit_length(), _divisible(value.stride())
+    if isinstance(value, dict):
+        return *value, _kind(next(iter(value.values()), None))
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_kind, value))
+    return type(value).__name__
+
+
+@lru_cache(4096)
+def _divisible(strides: tuple[int, ...]) -> tuple[bool, ...]:
+    return tuple(each % 16 == 0 for each in strides)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import patterns
@@ -23,7 +24,21 @@ class Compiled(CompiledKernel):  # type: ignore[misc]
         self.launches: list[tuple[Any, ...]] = []
 
     def __getitem__(self, grid: Sequence[int]) -> Any:
-        return lambda *arguments: self.launches.append((grid, *arguments))
+        return lambda *arguments, stream: self.launches.append((grid, stream, *arguments))
+
+
+class Driver:
+    """Of two cards, whose streams count from 100 and 200; each question for one is counted."""
+
+    def __init__(self) -> None:
+        self.device, self.asked = 1, 0
+
+    def get_current_device(self) -> int:
+        return self.device
+
+    def get_current_stream(self, device: int) -> int:
+        self.asked += 1
+        return 100 * device + self.asked
 
 
 class Kernel(triton.JITFunction):  # type: ignore[misc]
@@ -42,9 +57,24 @@ class Kernel(triton.JITFunction):  # type: ignore[misc]
         return launch
 
 
+@dataclass
+class Descriptor:
+    """A view of a tensor in boxes."""
+
+    base: torch.Tensor
+    block_shape: list[int]
+
+
 @pytest.fixture(scope="module")
 def module() -> Any:
     return load_module(compile_source(patterns.causal(), LaunchShape()), "causal")
+
+
+@pytest.fixture(autouse=True)
+def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
+    driver = Driver()
+    monkeypatch.setattr(triton.runtime.driver, "_active", driver)
+    return driver
 
 
 def test_a_launch_is_looked_up_once(module: Any) -> None:
@@ -52,20 +82,57 @@ def test_a_launch_is_looked_up_once(module: Any) -> None:
     for n_programs, each, scale in ((3, x, 0.5), (5, torch.ones(64), 0.25), (0, x, 0.5)):
         module._launch(kernel, n_programs, each, 7, scale, SIZE=64, FLAG=True, warps=4, stages=2)
     assert kernel.looked_up == [{"SIZE": 64, "FLAG": True, "num_warps": 4, "num_stages": 2}]
-    (grid, _, *rest) = kernel.compiled.launches[0]
+    (grid, stream, _, *rest) = kernel.compiled.launches[0]
     assert len(kernel.compiled.launches) == 1
-    assert (grid, rest) == ((5, 1, 1), [7, 0.25, True, 64])
+    assert (grid, stream, rest) == ((5, 1, 1), 101, [7, 0.25, True, 64])
+
+
+def test_every_launch_goes_to_the_stream_of_its_moment(module: Any, driver: Driver) -> None:
+    kernel = Kernel()
+    for driver.device in (1, 1, 2, 2, 1):
+        module._launch(kernel, 1, torch.zeros(64), 7, 0.5, FLAG=True, SIZE=64, warps=4, stages=2)
+    assert len(kernel.looked_up) == 2
+    assert [stream for _, stream, *_ in kernel.compiled.launches] == [101, 202, 103]
 
 
 @pytest.mark.parametrize(
     "other",
-    [{"x": torch.zeros(65)[1:]}, {"x": torch.zeros(64, dtype=torch.int32)}, {"n": 8}, {"SIZE": 32}, {"warps": 8}, {"stages": 3}],
+    [
+        {"x": torch.zeros(65)[1:]},
+        {"x": torch.zeros(64, dtype=torch.int32)},
+        {"x": Descriptor(torch.zeros(64), [16])},
+        {"x": 64},
+        {"n": 8},
+        {"n": 7.0},
+        {"n": torch.zeros(7)},
+        {"SIZE": 32},
+        {"warps": 8},
+        {"stages": 3},
+    ],
 )
 def test_a_launch_of_another_kind_is_looked_up_again(module: Any, other: dict[str, Any]) -> None:
     kernel, usual = Kernel(), {"x": torch.zeros(64), "n": 7, "SIZE": 64, "warps": 4, "stages": 2}
     for given in (usual, usual | other):
         options = {name: given[name] for name in ("SIZE", "warps", "stages")}
         module._launch(kernel, 1, given["x"], given["n"], 0.5, FLAG=True, **options)
+    assert len(kernel.looked_up) == 2
+
+
+@pytest.mark.parametrize(
+    "other",
+    [Descriptor(torch.zeros(64), [32]), Descriptor(torch.zeros(64, dtype=torch.float16), [16]), Descriptor(torch.zeros(64), [4, 4])],
+)
+def test_a_descriptor_is_known_by_its_type_and_boxes(module: Any, other: Descriptor) -> None:
+    kernel, usual = Kernel(), Descriptor(torch.zeros(64), [16])
+    for x in (usual, other, Descriptor(torch.ones(64), [16])):
+        module._launch(kernel, 1, x, 7, 0.5, FLAG=True, SIZE=64, warps=4, stages=2)
+    assert len(kernel.looked_up) == 2
+
+
+def test_constants_are_known_by_name(module: Any) -> None:
+    kernel = Kernel()
+    for constants in ({"FLAG": 1, "SIZE": 0}, {"SIZE": 1, "FLAG": 0}):
+        module._launch(kernel, 1, torch.zeros(64), 7, 0.5, **constants, warps=4, stages=2)
     assert len(kernel.looked_up) == 2
 
 

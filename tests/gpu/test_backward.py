@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.backward import FEW_HEADS, REPEATED
-from benchmarks.cases import DTYPES, UNUSUAL, Sizes
+from benchmarks.cases import DTYPES, SQUARE, UNUSUAL, Sizes
 from benchmarks.cases_backward import Repeats, check_gradients
 from benchmarks.literal_nsa import check_long_gradients
 from benchmarks.suite import WALKS, example, examples
@@ -25,6 +25,12 @@ def test_example_at_8192_tokens(file: str, name: str) -> None:
     assert check_gradients(example(file, name), "bf16", 8192, FEW_HEADS) == []
 
 
+@pytest.mark.parametrize("sizes", SQUARE, ids=str)
+@pytest.mark.parametrize(("file", "name"), PATTERNS)
+def test_sizes_of_hopper(file: str, name: str, sizes: Sizes) -> None:
+    assert check_gradients(example(file, name), "bf16", 700, sizes) == []
+
+
 @pytest.mark.parametrize("sizes", UNUSUAL, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("file", "name"), [each for each in PATTERNS if each[0] in WALKS])
@@ -34,7 +40,7 @@ def test_unusual_sizes(file: str, name: str, dtype: str, sizes: Sizes) -> None:
 
 @pytest.mark.parametrize(("file", "name"), REPEATED)
 def test_runs_repeat_bit_by_bit(file: str, name: str) -> None:
-    assert Repeats(20)(example(file, name), "bf16", 4096) == []
+    assert Repeats(20)(example(file, name), "bf16", 4096, SQUARE[0]) == []
 
 
 def test_nsa_at_65536_tokens() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.cases import DTYPES, UNUSUAL, Sizes, check_example, check_long_nsa
+from benchmarks.cases import DTYPES, SQUARE, UNUSUAL, Sizes, check_example, check_long_nsa
 from benchmarks.suite import LENGTHS, WALKS, example, examples
 
 PATTERNS = examples()
@@ -15,6 +15,12 @@ PATTERNS = examples()
 @pytest.mark.parametrize(("file", "name"), PATTERNS)
 def test_example(file: str, name: str, dtype: str, tokens: int) -> None:
     assert check_example(example(file, name), dtype, tokens) == []
+
+
+@pytest.mark.parametrize("sizes", SQUARE, ids=str)
+@pytest.mark.parametrize(("file", "name"), PATTERNS)
+def test_sizes_of_hopper(file: str, name: str, sizes: Sizes) -> None:
+    assert check_example(example(file, name), "bf16", 700, sizes) == []
 
 
 @pytest.mark.parametrize("sizes", UNUSUAL, ids=str)
