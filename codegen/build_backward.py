@@ -96,6 +96,7 @@ def chosen_keys(step: ChosenKeysStep) -> ctx.ChosenKeys:
         tiles=-(-choice.block // step.tiles.cols),
         tile_m=step.tiles.rows,
         tile_n=step.tiles.cols,
+        first=step.attend.first,
         causal=mask == CAUSAL and choice.every == 1 and choice.share != "head",
         mask=print_condition(mask, names, {}),
         members=tuple(_member(each, "tokens") for each in made),
@@ -107,7 +108,7 @@ def slopes_queries(step: ChosenKeysStep) -> ctx.SlopesQueries:
     branch = step.attend.branch
     choice = branch.choices[step.place]
     doc = f"Branch {branch.name}: the gradient of its queries from slopes."
-    return ctx.SlopesQueries(f"slopes_{branch.name}_queries", doc, choice.block, choice.count or 0)
+    return ctx.SlopesQueries(f"slopes_{branch.name}_queries", doc, choice.block, choice.count or 0, step.attend.first)
 
 
 def _member(choice: Choice, tokens: str) -> ctx.ListMember:

@@ -13,8 +13,8 @@ from nsa_dsl.schedule import StaticStep
 from nsa_dsl.schedule_backward import StaticKeysStep
 
 
-def queries(attends: Sequence[StaticStep], hopper: Tiles) -> ctx.HopperQueries:
-    """The context of the queries' gradient of branches that are gone through one after the other, or of one."""
+def queries(attends: Sequence[StaticStep], hopper: Tiles, tail: int) -> ctx.HopperQueries:
+    """The context of the queries' gradient of branches that are gone through one after the other, or of one. tail: as in the context."""
     first, *others = (each.branch.name for each in attends)
     name = "_".join((f"attend_{first}_queries", *(f"with_{each}" for each in others), "hopper"))
     names = " and ".join((first, *others))
@@ -23,6 +23,7 @@ def queries(attends: Sequence[StaticStep], hopper: Tiles) -> ctx.HopperQueries:
         doc=f"Branches {names}: the gradient of their queries." if others else f"Branch {names}: the gradient of its queries.",
         tile_n=hopper.cols,
         buffers=hopper.stages,
+        tail=tail,
         branches=tuple(_branch(each, hopper, name, f"_{place}" if others else "") for place, each in enumerate(attends)),
     )
 
@@ -38,8 +39,8 @@ def _branch(attend: StaticStep, hopper: Tiles, kernel: str, tag: str) -> ctx.Hop
     )
 
 
-def static_keys(step: StaticKeysStep, hopper: Tiles) -> ctx.HopperKeys:
-    """The context of the gradients of keys and values."""
+def static_keys(step: StaticKeysStep, hopper: Tiles, tail: int) -> ctx.HopperKeys:
+    """The context of the gradients of keys and values. tail: as in the context."""
     plain = build_backward.static_keys(replace(step, tiles=hopper))
     half = build_backward.static_keys(replace(step, tiles=replace(hopper, cols=hopper.cols // 2)))
     name = f"{plain.name}_hopper"
@@ -48,6 +49,7 @@ def static_keys(step: StaticKeysStep, hopper: Tiles) -> ctx.HopperKeys:
         doc=plain.doc,
         tile_m=hopper.rows,
         buffers=hopper.stages,
+        tail=tail,
         mask=in_gluon(plain.mask),
         walk=one_walk(name, plain.walks),
         half=one_walk(name, half.walks).pieces,

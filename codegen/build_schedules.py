@@ -43,6 +43,7 @@ def one_choice(step: ChosenStep, tiles: Tiles, suffix: str = "", combining: Comb
         mask=print_condition(seen, {**SCALARS, "i": "tokens[:, None]", "j": "cols[None, :]"}, {}),
         mask_alone=print_condition(seen, {**SCALARS, "i": "token", "j": "cols"}, {}),
         combining=combining,
+        first=step.first,
     )
 
 
@@ -98,4 +99,5 @@ def launch(step: ChosenStep, tiles: Tiles, union: str) -> dict[str, LaunchValue]
         "union_rows": tiles.rows,
         "union_warps": tiles.warps,
         "union_stages": tiles.stages,
+        "first": step.first,
     }

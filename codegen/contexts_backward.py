@@ -54,7 +54,8 @@ class StaticKeys:
 @dataclass(frozen=True, slots=True)
 class ChosenKeys:
     """attend_chosen_keys.py.j2. width: blocks a list has at most; tiles: key tiles a block; every: queries an entry of a list stands for;
-    by_head: an entry also says which head of the group; causal: entries are queries, ascending, and see the keys up to their own."""
+    by_head: an entry also says which head of the group; causal: entries are queries, ascending, and see the keys up to their own; first:
+    as in ChosenStep."""
 
     name: str
     doc: str
@@ -68,6 +69,7 @@ class ChosenKeys:
     tiles: int
     tile_m: int
     tile_n: int
+    first: int
     causal: bool
     mask: str
     members: tuple[ListMember, ...]
@@ -75,12 +77,13 @@ class ChosenKeys:
 
 @dataclass(frozen=True, slots=True)
 class SlopesQueries:
-    """slopes_queries.py.j2. width: blocks a list has at most."""
+    """slopes_queries.py.j2. width: blocks a list has at most; first: as in ChosenStep."""
 
     name: str
     doc: str
     block: int
     width: int
+    first: int
 
 
 @dataclass(frozen=True, slots=True)

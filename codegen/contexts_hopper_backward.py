@@ -9,6 +9,13 @@ from nsa_dsl.codegen.contexts_hopper import HopperWalk
 
 
 @dataclass(frozen=True, slots=True)
+class HopperShared:
+    """hopper_backward.py.j2. tail: features of queries and keys past the 128th, here and below."""
+
+    tail: int
+
+
+@dataclass(frozen=True, slots=True)
 class HopperBranch:
     """What is a branch's own in hopper_queries.py.j2. tag: the end of its variables' names, empty if it is alone; mask: over rows by cols;
     walk: over the key tiles of 128 rows; pair_walk: of 64 rows of two heads."""
@@ -27,6 +34,7 @@ class HopperQueries:
     doc: str
     tile_n: int
     buffers: int
+    tail: int
     branches: tuple[HopperBranch, ...]
 
 
@@ -39,6 +47,7 @@ class HopperKeys:
     doc: str
     tile_m: int
     buffers: int
+    tail: int
     mask: str
     walk: HopperWalk
     half: tuple[PieceText, ...]

@@ -21,7 +21,8 @@ class OneChoice:
     """attend_alone, attend_union, attend_by_blocks, merge_parts and the queries' gradients of the first two.
 
     tile_n: keys a step; tiles: steps a block. causal: a query sees of its blocks the keys up to its own; otherwise mask says which, over
-    tokens by cols, and mask_alone over one token and its cols. combining: how the kernel ends with the output, None where it does not."""
+    tokens by cols, and mask_alone over one token and its cols. combining: how the kernel ends with the output, None where it does not.
+    first: of attend_union, as in ChosenStep."""
 
     name: str
     doc: str
@@ -37,6 +38,7 @@ class OneChoice:
     mask: str
     mask_alone: str
     combining: Combining | None
+    first: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,9 @@ from typing import Any, assert_never
 from nsa_dsl.codegen import build, build_backward, build_gradient, build_hopper_backward, build_schedules
 from nsa_dsl.codegen import contexts as ctx
 from nsa_dsl.codegen.contexts_backward import BackwardModule, GuardedLaunch
+from nsa_dsl.codegen.contexts_hopper_backward import HopperShared
 from nsa_dsl.codegen.emit import quoted, render, render_module, settings, title
+from nsa_dsl.codegen.limits_backward import LIMITS
 from nsa_dsl.launch import Tiles
 from nsa_dsl.pattern import Branch
 from nsa_dsl.relation import symbols
@@ -27,30 +29,6 @@ from nsa_dsl.schedule_backward import (
 from nsa_dsl.schedule_chosen import UNION_QUERIES_MOST
 
 _PARTS = ("keys", "values")
-
-ITEM_ROWS = 16384
-"""Query rows that one program of the inverse index goes through: enough that parts of sums stay few, few enough that a block which
-every query chose is shared by many programs."""
-
-KEPT_ITEM_ROWS = 8192
-"""The same, where slopes are kept and a launch takes some of the queries only."""
-
-SLOPE_BYTES = 256 * 1024 * 1024
-"""Most memory that kept slopes may take."""
-
-SUM_BYTES = 512 * 1024 * 1024
-"""Most memory that the sum for the queries' gradient takes, as far as heads can be parted."""
-
-PROGRAMS_WANTED = 264
-"""Programs that fill a large GPU twice."""
-
-_LIMITS = f"""ITEM_ROWS = {ITEM_ROWS}
-KEPT_ITEM_ROWS = {KEPT_ITEM_ROWS}
-KEEP_SLOPES = True
-SLOPE_BYTES = {SLOPE_BYTES}
-SUM_BYTES = {SUM_BYTES}
-PROGRAMS_WANTED = {PROGRAMS_WANTED}"""
-"""What generated modules know of these."""
 
 
 def emit_backward(plan: BackwardPlan) -> str:
@@ -70,6 +48,8 @@ class _BackwardEmitter:
 
     def __init__(self, plan: BackwardPlan) -> None:
         self._plan = plan
+        # Features of queries and keys past the first box of the copy engine.
+        self._tail = max(0, plan.shape.dim_qk - 128)
         self._kernels: dict[str, str] = {}
         self._launches: list[GuardedLaunch] = []
         self._branches: dict[str, Branch] = {}
@@ -114,7 +94,7 @@ class _BackwardEmitter:
             title=title(plan.pattern, "the backward pass of sparse attention"),
             quoted=quoted(plan.pattern),
             settings=settings(plan.shape),
-            kernels=(f"{_LIMITS}\n{shared}", *self._kernels.values()),
+            kernels=(f"{LIMITS}\n{shared}", *self._kernels.values()),
             launches=tuple(self._launches),
             inverts=any(isinstance(each, ChosenKeysStep) for each in plan.steps),
             wild=", ".join(self._read),
@@ -199,10 +179,10 @@ class _BackwardEmitter:
     def _add_hopper_queries(self, attends: Sequence[StaticStep], tiles: Tiles, values: Sequence[dict[str, ctx.LaunchValue]]) -> None:
         """A launch that adds to what the first of some plain launches adds to, and stores what the last of them stores. values: of those
         launches, which learn what flag to look at, and what is there already."""
-        self._kernels["hopper_backward"] = render("hopper_backward.py.j2", None)
+        self._kernels["hopper_backward"] = render("hopper_backward.py.j2", HopperShared(self._tail))
         out, add = str(values[-1]["out"]), values[0]["add"]
         same = [each for each in values if each["out"] == out]
-        kernel = self._kernel("hopper_queries.py.j2", build_hopper_backward.queries(attends, tiles))
+        kernel = self._kernel("hopper_queries.py.j2", build_hopper_backward.queries(attends, tiles, self._tail))
         for each in values:
             each["wild"] = self._wild(str(each["keys"]), str(each["values"]))
         self._launch(
@@ -211,7 +191,7 @@ class _BackwardEmitter:
             facts=tuple((str(each["folded_lse"]), str(each["folded_delta"])) for each in values),
             partial=values[0]["partial"] if add else out, add=add, fresh=any(each["fresh"] for each in same), dtype=values[-1]["dtype"],
             splits=self._splits, scale=values[0]["scale"], wild="wild", rows=tiles.rows, cols=tiles.cols, warps=tiles.warps,
-            dim_qk=self._plan.shape.dim_qk, dim_v=self._plan.shape.dim_v,
+            dim_qk=self._plan.shape.dim_qk, dim_v=self._plan.shape.dim_v, tail=self._tail,
         )  # fmt: skip
         for each in same:
             each["fresh"] = False
@@ -255,7 +235,7 @@ class _BackwardEmitter:
         None where there is none. values: of the launch so far."""
         if tiles is None:
             return {"hopper": ""}
-        self._kernels["hopper_backward"] = render("hopper_backward.py.j2", None)
+        self._kernels["hopper_backward"] = render("hopper_backward.py.j2", HopperShared(self._tail))
         return {
             "hopper": self._kernel(template, fast),
             "hopper_rows": tiles.rows,
@@ -264,6 +244,7 @@ class _BackwardEmitter:
             "wild": self._wild(str(values["keys"]), str(values["values"])),
             "dim_qk": self._plan.shape.dim_qk,
             "dim_v": self._plan.shape.dim_v,
+            "tail": self._tail,
         }
 
     def _key_values(self, branch: Branch, keys: str, values: str) -> tuple[str, tuple[str, ...], dict[str, ctx.LaunchValue]]:
@@ -278,8 +259,9 @@ class _BackwardEmitter:
     def _add_static_keys(self, step: StaticKeysStep) -> None:
         context = build_backward.static_keys(step)
         kernel = self._kernel("attend_static_keys.py.j2", context)
+        self._kernels["add_splits"] = render("add_splits.py.j2", None)
         out, wanted, values = self._key_values(step.branch, step.keys, step.values)
-        fast = None if step.hopper is None else build_hopper_backward.static_keys(step, step.hopper)
+        fast = None if step.hopper is None else build_hopper_backward.static_keys(step, step.hopper, self._tail)
         values |= self._beside("hopper_keys.py.j2", fast, step.hopper, values)
         self._launch(
             "static_keys", f"Keys and values of {step.branch.name}.", out, wanted, **values, kernel=kernel,
@@ -304,7 +286,7 @@ class _BackwardEmitter:
             sum=self._kernel("sum_blocks.py.j2", total), sum_tiles=total.tiles, list=f'chosen["{choice.name}"]', block=choice.block,
             every=choice.every, tiles=context.tiles, sharing=sharing, warps=step.tiles.warps, stages=step.tiles.stages,
             lists=_lists(each.pointer.removeprefix("list_") for each in context.members), width=context.width, slopes=slopes,
-            slopes_warps=step.slopes.warps, slopes_stages=step.slopes.stages,
+            slopes_warps=step.slopes.warps, slopes_stages=step.slopes.stages, first=attend.first,
             **self._slopes.get(attend.branch.name, {}),
         )  # fmt: skip
 

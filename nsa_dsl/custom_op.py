@@ -9,7 +9,7 @@ trace serves every length.
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, Protocol
 
@@ -48,11 +48,19 @@ def find(key: str) -> Kernels:
     return _REGISTRY[key]
 
 
-@torch.library.custom_op(
-    "nsa_dsl::attend",
-    mutates_args=(),
-    schema="(str key, Tensor[] tensors, int[] places, float? scale, bool validate, bool keep) -> Tensor[]",
-)
+def _operator(schema: str) -> Callable[[Callable[..., Any]], Any]:
+    """Make a function the operator of its name, on every device. `torch.library.custom_op` would do so, too, but what it makes imports
+    torch._dynamo when it is first called: seconds in every process, also in those that never compile a model."""
+
+    def define(function: Callable[..., Any]) -> Any:
+        torch.library.define(f"nsa_dsl::{function.__name__}", schema, tags=(torch.Tag.pt2_compliant_tag,))
+        torch.library.impl(f"nsa_dsl::{function.__name__}", "default")(function)
+        return getattr(torch.ops.nsa_dsl, function.__name__).default
+
+    return define
+
+
+@_operator("(str key, Tensor[] tensors, int[] places, float? scale, bool validate, bool keep) -> Tensor[]")
 def attend(key: str, tensors: Sequence[Tensor], places: Sequence[int], scale: float | None, validate: bool, keep: bool) -> list[Tensor]:
     """A call of the pattern: the tensors of `Signature.outputs`, in that order.
 
@@ -70,11 +78,7 @@ def attend(key: str, tensors: Sequence[Tensor], places: Sequence[int], scale: fl
     return [made[name] for name in signature.returned(keep)]
 
 
-@torch.library.custom_op(
-    "nsa_dsl::attend_backward",
-    mutates_args=(),
-    schema="(str key, Tensor[] tensors, int[] places, Tensor[] saved, Tensor[] grads, int[] given, int[] wanted, float? scale) -> Tensor[]",
-)
+@_operator("(str key, Tensor[] tensors, int[] places, Tensor[] saved, Tensor[] grads, int[] given, int[] wanted, float? scale) -> Tensor[]")
 def attend_backward(
     key: str,
     tensors: Sequence[Tensor],
@@ -121,7 +125,7 @@ def attend_backward(
     return [made[name] for name in names]
 
 
-@torch.library.custom_op("nsa_dsl::choose", mutates_args=(), schema="(str key, Tensor[] tensors, int[] places, float? scale) -> Tensor[]")
+@_operator("(str key, Tensor[] tensors, int[] places, float? scale) -> Tensor[]")
 def choose(key: str, tensors: Sequence[Tensor], places: Sequence[int], scale: float | None) -> list[Tensor]:
     """The blocks of `Signature.choices`, in that order: int32 (batch, units, query units, n)."""
     kernels = find(key)
@@ -132,7 +136,6 @@ def choose(key: str, tensors: Sequence[Tensor], places: Sequence[int], scale: fl
     return [made[f"chosen.{each.name}"] for each in kernels.signature.choices]
 
 
-@attend.register_fake
 def _attend_fake(
     key: str,
     tensors: Sequence[Tensor],
@@ -145,7 +148,6 @@ def _attend_fake(
     return placeholders(signature, named(signature, tensors, places), keep)
 
 
-@attend_backward.register_fake
 def _attend_backward_fake(
     key: str,  # noqa: ARG001
     tensors: Sequence[Tensor],
@@ -160,7 +162,6 @@ def _attend_backward_fake(
     return [inputs[each].new_empty(inputs[each].shape) for each in wanted]
 
 
-@choose.register_fake
 def _choose_fake(key: str, tensors: Sequence[Tensor], places: Sequence[int], scale: float | None) -> list[Tensor]:  # noqa: ARG001
     signature = find(key).signature
     given = named(signature, tensors, places)
@@ -179,8 +180,13 @@ def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) 
 
 
 def _gradients(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
-    needed, differentiable = ctx.needs_input_grad[1], find(ctx.key).signature.differentiable
-    inputs = find(ctx.key).signature.inputs
+    return None, _input_gradients(ctx, grads, ctx.needs_input_grad[1]), None, None, None, None
+
+
+def _input_gradients(ctx: Any, grads: Sequence[Tensor | None], needed: Sequence[bool]) -> list[Tensor | None]:
+    """A gradient, or None, for every tensor that the operator was given. needed: for which of them something asks."""
+    signature = find(ctx.key).signature
+    inputs, differentiable = signature.inputs, signature.differentiable
     given = [n for n, grad in enumerate(grads) if grad is not None]
     wanted = [place for place, need in zip(ctx.places, needed, strict=True) if need and inputs[place] in differentiable]
     made: dict[int, Tensor] = {}
@@ -189,7 +195,7 @@ def _gradients(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
         tensors, saved = list(both[: len(places)]), list(both[len(places) :])
         found = attend_backward(ctx.key, tensors, places, saved, [grads[n] for n in given], given, wanted, ctx.scale)
         made = dict(zip(wanted, found, strict=True))
-    return None, [made.get(place) for place in ctx.places], None, None, None, None
+    return [made.get(place) for place in ctx.places]
 
 
 def _refuse_second_derivative(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
@@ -199,8 +205,35 @@ def _refuse_second_derivative(ctx: Any, grads: Sequence[Tensor | None]) -> tuple
     )
 
 
-attend.register_autograd(_gradients, setup_context=_keep_for_backward)
-attend_backward.register_autograd(_refuse_second_derivative)
+torch.library.register_fake("nsa_dsl::attend", _attend_fake)
+torch.library.register_fake("nsa_dsl::attend_backward", _attend_backward_fake)
+torch.library.register_fake("nsa_dsl::choose", _choose_fake)
+torch.library.register_autograd("nsa_dsl::attend", _gradients, setup_context=_keep_for_backward)
+torch.library.register_autograd("nsa_dsl::attend_backward", _refuse_second_derivative)
+
+
+class _Attend(torch.autograd.Function):
+    """`attend` with the same gradients. What PyTorch does with an operator's lists of tensors on both ways takes the host as long as a
+    dozen launches; here every tensor is an argument of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, key: str, places: Sequence[int], scale: float | None, validate: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
+        output = attend(key, tensors, places, scale, validate, True)
+        _keep_for_backward(ctx, (key, tensors, places, scale, validate, True), output)
+        return tuple(output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        return None, None, None, None, *_input_gradients(ctx, grads, ctx.needs_input_grad[4:])
+
+
+def call(key: str, tensors: Sequence[Tensor], places: Sequence[int], scale: float | None, validate: bool, keep: bool) -> Sequence[Tensor]:
+    """What `attend` returns, with gradients if `keep`. The operator itself is for whoever traces: a graph holds it, with its autograd."""
+    if not keep or torch.compiler.is_compiling():
+        made: list[Tensor] = attend(key, tensors, places, scale, validate, keep)
+        return made
+    kept: tuple[Tensor, ...] = _Attend.apply(key, places, scale, validate, *tensors)  # type: ignore[no-untyped-call]
+    return kept
 
 
 def _attend_flops(

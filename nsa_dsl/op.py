@@ -102,7 +102,7 @@ class AttentionOp:
         arguments = Arguments(gates, weights, compressors, scores, indices, choices, cu_seqlens, sinks)
         tensors, places = self._flat(q, k, v, arguments, gated=True)
         keep = torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
-        made: list[torch.Tensor] = custom_op.attend(self._key, tensors, places, scale, validate, keep)
+        made = custom_op.call(self._key, tensors, places, scale, validate, keep)
         if not return_lse:
             return made[0]
         lse = dict(zip(self.signature.lses, made[1:], strict=False))

@@ -59,7 +59,17 @@ from nsa_dsl.relation import (
     walk,
 )
 from nsa_dsl.schedule_area import least_area
-from nsa_dsl.schedule_chosen import BY_BLOCKS_TILE, QUERIES_WIDE, UNION, UNION_32_BIT, UNION_QUERIES, UNION_QUERIES_WIDE, takes_one_list
+from nsa_dsl.schedule_chosen import (
+    BY_BLOCKS_TILE,
+    QUERIES_WIDE,
+    UNION,
+    UNION_32_BIT,
+    UNION_PARTED,
+    UNION_QUERIES,
+    UNION_QUERIES_WIDE,
+    parts,
+    takes_one_list,
+)
 from nsa_dsl.schedule_hopper import forward_sizes
 
 
@@ -103,7 +113,8 @@ class OneListTiles:
 class ChosenStep:
     """Attention over chosen blocks and, in the same softmax, a static part. where: over tokens, with Chosen atoms.
     run: queries a program; per_head: a program serves one query head, because lists or relation differ by head; one_list: tiles of the
-    kernels for branches in which every query sees the blocks of one list and nothing else."""
+    kernels for branches in which every query sees the blocks of one list and nothing else; first: how many features of queries and keys
+    make a product of their own where kernels of chosen blocks part them, 0 where no kernel does."""
 
     node: str
     branch: Branch
@@ -114,6 +125,7 @@ class ChosenStep:
     per_head: bool
     tiles: Tiles
     one_list: OneListTiles | None = None
+    first: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +236,7 @@ def plan_attend(graph: BlockGraph, name: str, branch: Branch, relation: Conditio
     per_head = "h" in symbols(where) or any(each.share == "head" for each in branch.choices)
     tiles = plain_tiles(shape, f"attend_{branch.name}", chosen_tiles(shape))
     one_list = _one_list_tiles(branch, shape) if takes_one_list(branch, where, per_head) else None
-    return ChosenStep(f"attend.{branch.name}", branch, keys, values, where, run, per_head, tiles, one_list)
+    return ChosenStep(f"attend.{branch.name}", branch, keys, values, where, run, per_head, tiles, one_list, parts(shape.dim_qk)[0])
 
 
 def _common_run(runs: Sequence[int]) -> int:
@@ -342,8 +354,9 @@ def _one_list_tiles(branch: Branch, shape: LaunchShape) -> OneListTiles:
     """Tiles of the kernels for branches of one list."""
     dims, block = sum(shape.padded), branch.choices[0].block
     exact, wide = shape.element_bytes > 2, max(shape.padded) > 128
+    first, last = parts(shape.dim_qk)
 
-    def fitting(name: str, ladder: Sequence[tuple[int, int, int, int]]) -> Tiles:
+    def fitting(name: str, ladder: Sequence[tuple[int, int, int, int]], dims: int = dims) -> Tiles:
         tiles = first_that_fits(tuple(Tiles(*each) for each in (UNION_32_BIT if exact else ladder)), shape, dims, dims)
         return plain_tiles(shape, f"attend_{branch.name}_{name}", tile_override(shape, tiles))
 
@@ -358,7 +371,7 @@ def _one_list_tiles(branch: Branch, shape: LaunchShape) -> OneListTiles:
     moving, staying = 2 * by_blocks.rows * shape.padded[0], block * dims
     fits = fits and (moving + staying) * shape.element_bytes <= CARDS[shape.card].shared_memory
     return OneListTiles(
-        fitting("union", UNION),
+        fitting("union", UNION_PARTED if wide and first else UNION, first + last + shape.padded[1]),
         fitting("union_queries", UNION_QUERIES_WIDE if wide else UNION_QUERIES),
         alone(),
         plain_tiles(shape, f"attend_{branch.name}_by_blocks", by_blocks) if fits else None,

@@ -30,6 +30,7 @@ from nsa_dsl.schedule import (
     producer_of,
 )
 from nsa_dsl.schedule_area import least_area
+from nsa_dsl.schedule_chosen import parts
 from nsa_dsl.schedule_hopper import keys_sizes, queries_sizes
 
 
@@ -211,9 +212,10 @@ _KEYS_16_BIT = (
 )
 _KEYS_32_BIT = (Tiles(16, 32, 8, 2), Tiles(16, 16, 8, 2), Tiles(16, 16, 8, 1))
 
-_ACCUMULATORS, _ACCUMULATORS_WIDE = 128, 100
+_ACCUMULATORS, _ACCUMULATORS_WIDE, _ACCUMULATORS_PARTED = 128, 100, 160
 """Most registers a thread may hold of the two gradients that a program of keys adds up; the second where head dimensions above 128 take
-registers for rows, too."""
+registers for rows, too; the third where features are parted and the card has products of warp groups, which take 64 keys or none: a step
+then reads some twenty offsets again from local memory, beside its 26 products."""
 
 
 def _hopper_queries(attend: AttendStep, shape: LaunchShape) -> Tiles | None:
@@ -261,10 +263,16 @@ def key_tiles(shape: LaunchShape, most: int = 128) -> Tiles:
 def list_tiles(shape: LaunchShape, block: int) -> Tiles:
     """Tiles of the keys' and values' gradients of chosen blocks of `block` keys."""
     tiles = key_tiles(shape, most=64 if max(shape.padded) <= 128 else 32)
+    first, last = parts(shape.dim_qk)
+    wider = Tiles(32, 64, 4, 2)
+    held = wider.cols * (first + last + shape.padded[1]) // (32 * wider.warps)
+    fast = shape.card == "sm_90" and shape.element_bytes == 2
+    if first and fast and tiles.cols < wider.cols and held <= _ACCUMULATORS_PARTED:
+        tiles = tile_override(shape, wider)
     return replace(tiles, cols=max(16, min(tiles.cols, 1 << (block - 1).bit_length())))
 
 
 def slope_tiles(shape: LaunchShape, block: int) -> Tiles:
     """Tiles of the queries' gradient from the slopes of chosen blocks of `block` keys: few operations a block, so many loads in flight."""
     ladder = tuple(Tiles(64, block, 4, stages) for stages in (6, 5, 3, 2, 1)) if shape.element_bytes == 2 else (Tiles(64, block, 8, 1),)
-    return first_that_fits(ladder, shape, shape.padded[0] + 16, 0)
+    return first_that_fits(ladder, shape, sum(parts(shape.dim_qk)) + 16, 0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
+from nsa_dsl.launch import power_of_two
 from nsa_dsl.pattern import Branch
 from nsa_dsl.relation import EMPTY, Chosen, Condition, Not, SameDocument, choices, rewrite, walk
 
@@ -17,11 +18,13 @@ Sizes: TypeAlias = tuple[int, int, int, int]
 """rows, cols, warps, stages: what schedule.Tiles is made of."""
 
 UNION: tuple[Sizes, ...] = ((64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 2), (32, 32, 4, 2), (16, 16, 4, 1))
+UNION_PARTED: tuple[Sizes, ...] = ((64, 64, 4, 2), (64, 32, 4, 2), (32, 32, 4, 2), (16, 16, 4, 1))
 UNION_QUERIES: tuple[Sizes, ...] = ((64, 64, 4, 2), (64, 32, 4, 2), (32, 32, 4, 2), (16, 16, 4, 1))
 UNION_QUERIES_WIDE: tuple[Sizes, ...] = ((64, 32, 8, 2), (32, 32, 4, 2), (16, 16, 4, 1))
 QUERIES_WIDE: tuple[Sizes, ...] = ((16, 64, 4, 2), (16, 32, 4, 2), (16, 16, 4, 1))
 UNION_32_BIT: tuple[Sizes, ...] = ((32, 16, 4, 2), (16, 16, 4, 1))
-"""Tiles from the fastest to the smallest. WIDE: for head dimensions above 128, whose rows leave few registers."""
+"""Tiles from the fastest to the smallest. WIDE: for head dimensions above 128, whose rows leave few registers. PARTED: for those that are
+parted; with 192 features and 128 values, two stages leave room for a second program on a multiprocessor, three do not."""
 
 UNION_QUERIES_MOST = 48
 """The largest unions that pay in the queries' gradient, where the heads of a group fill a matrix product's 16 rows: in 64ths of the blocks
@@ -38,6 +41,15 @@ PART_ROWS = 1024
 
 PART_BYTES = 2**30
 """Most memory that the parts of softmaxes may take at once."""
+
+
+def parts(dim_qk: int) -> tuple[int, int]:
+    """The features of queries and keys as kernels of chosen blocks hold them: the first ones, which make a product of their own, and the
+    others, both powers of two. (0, all of them) where one product takes no more: 192 is 128 and 64 rather than 256, 112 is 128."""
+    padded = power_of_two(dim_qk)
+    first = padded // 2
+    last = power_of_two(max(1, dim_qk - first))
+    return (first, last) if first >= 16 and first + last < padded else (0, padded)
 
 
 def takes_one_list(branch: Branch, where: Condition, per_head: bool) -> bool:

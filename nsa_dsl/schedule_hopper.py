@@ -42,10 +42,10 @@ MOST_GROWTH = 1.02
 LEAST_VISITS = 32
 """Key tiles of a query tile from which NARROW_FORWARD is worth its longer start: causal at 8,192 tokens. Not measured from 9 to these."""
 
-QUERIES = {64: (128, 128, 8, 3), 128: (128, 64, 8, 3)}
-"""By head dimension, as KEYS. A program whose heads share keys two by two takes half the rows of each."""
+QUERIES = {(64, 64): (128, 128, 8, 3), (128, 128): (128, 64, 8, 3), (192, 128): (128, 64, 8, 2)}
+"""By head dimensions of queries and values, as KEYS. A program whose heads share keys two by two takes half the rows of each."""
 
-KEYS = {64: (64, 128, 8, 2), 128: (64, 128, 8, 2)}
+KEYS = {(64, 64): (64, 128, 8, 2), (128, 128): (64, 128, 8, 2), (192, 128): (32, 128, 8, 4)}
 
 
 def forward_sizes(branch: Branch, relation: Condition, dim_qk: int, dim_v: int) -> Sizes | None:
@@ -102,19 +102,20 @@ def walks_as_one(relation: Condition, rows: int, cols: int, keys: Term, over: Si
 
 def queries_sizes(branch: Branch, relation: Condition, dim_qk: int, dim_v: int) -> Sizes | None:
     """Sizes of the queries' gradient over a static relation; None where the kernel does not reach. relation: as in forward_sizes."""
-    if dim_qk not in QUERIES or dim_v != dim_qk:
+    sizes = QUERIES.get((dim_qk, dim_v))
+    if sizes is None:
         return None
-    rows, cols, _, _ = QUERIES[dim_qk]
-    fits = all(_differentiable(branch, relation, each, cols, "keys") for each in (rows, rows // 2))
-    return QUERIES[dim_qk] if fits else None
+    rows, cols, _, _ = sizes
+    return sizes if all(_differentiable(branch, relation, each, cols, "keys") for each in (rows, rows // 2)) else None
 
 
 def keys_sizes(branch: Branch, relation: Condition, dim_qk: int, dim_v: int) -> Sizes | None:
     """Sizes of the keys' and values' gradients: rows come and go, cols stay. Otherwise as queries_sizes."""
-    if dim_qk not in KEYS or dim_v != dim_qk:
+    sizes = KEYS.get((dim_qk, dim_v))
+    if sizes is None:
         return None
-    rows, cols, _, _ = KEYS[dim_qk]
-    return KEYS[dim_qk] if _differentiable(branch, relation, rows, cols, "queries") else None
+    rows, cols, _, _ = sizes
+    return sizes if _differentiable(branch, relation, rows, cols, "queries") else None
 
 
 def _differentiable(branch: Branch, relation: Condition, rows: int, cols: int, over: Side) -> bool:

@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from nsa_dsl.codegen.limits_backward import PROGRAMS_WANTED
 from nsa_dsl.count import count_pairs, count_tiles
 from nsa_dsl.integer_set import TooComplex
 from nsa_dsl.launch import LaunchShape, Tiles
@@ -31,9 +32,6 @@ _Integers: TypeAlias = npt.NDArray[np.int64]
 
 UNION_OF = 4
 """Neighbouring queries whose blocks are walked together."""
-
-PROGRAMS_WANTED = 264
-"""As the generated backward modules have it: programs that fill a large GPU twice."""
 
 FRESH: Mapping[str, float] = {"random": 54 / 64, "clustered": 26 / 64, "identical": 16 / 64}
 """Different blocks among those that so many neighbours choose, by how much they agree."""

@@ -21,6 +21,7 @@ LOG2E = 1.4426950408889634
 CASES = [
     ("causal", 2, 1, 2, 1),
     ("causal", 1, 215, 4, 2),
+    ("causal", 2, 128, 2, 1),
     ("window(100)", 1, 260, 2, 1),
     ("window(100)", 2, 260, 1, 1),
     ("{ i, j : i - 70 < j < i + 90 }", 1, 215, 1, 1),
@@ -29,12 +30,16 @@ CASES = [
     ("full", 1, 70, 2, 1),
     ("causal | prefix(70)", 1, 130, 1, 1),
 ]
-"""Relation, batch, tokens, query and KV heads: pairs of heads and single ones, ends of tiles and none, rows without keys."""
+"""Relation, batch, tokens, query and KV heads: pairs of heads and single ones, ends of tiles, whole tiles and none, rows without keys."""
+
+
+DIMS = [(64, 64), (192, 128)]
+"""Of queries and keys, and of values: of one box of the copy engine, and with a tail."""
 
 
 def stand_in(wild: int) -> Callable[..., None]:
-    """For `_launch`: of the plain kernels it does what rows_backward would for one plain branch or gated ones, and lets find_wild find
-    `wild`; the others are not run."""
+    """For `_launch`: of the plain kernels it adds up splits, does what rows_backward would for one plain branch or gated ones, and lets
+    find_wild find `wild`; the others are not run."""
 
     def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
         if kernel.is_gluon():
@@ -48,6 +53,10 @@ def stand_in(wild: int) -> Callable[..., None]:
                 lse = given[f"lse_{branch}_ptr"]
                 given[f"folded_delta_{branch}_ptr"].copy_((given["grad_out_ptr"].float() * given[f"out_{branch}_ptr"].float()).sum(-1))
                 given[f"folded_lse_{branch}_ptr"].copy_(torch.where(lse == -torch.inf, torch.inf, lse * LOG2E - weight.log2()))
+        if kernel.__name__ == "add_splits":
+            for each in ("key", "value"):
+                total = given[f"{each}_parts_ptr"].sum(0) + (given[f"{each}_partial_ptr"] if constants["ADD"] else 0.0)
+                given[f"{each}_out_ptr"].copy_(total)
         if "wild_ptr" in given and wild:
             given["wild_ptr"].fill_(1)
 
@@ -77,11 +86,12 @@ def check(found: dict[str, Any], expected: dict[str, Any]) -> None:
         torch.testing.assert_close(found[name].float(), each.float(), atol=6e-3, rtol=6e-3, msg=f"the gradient of {name}")
 
 
+@pytest.mark.parametrize("dims", DIMS)
 @pytest.mark.parametrize(("relation", "batch", "tokens", "heads", "kv_heads"), CASES)
-def test_static_relation(relation: str, batch: int, tokens: int, heads: int, kv_heads: int) -> None:
+def test_static_relation(relation: str, batch: int, tokens: int, heads: int, kv_heads: int, dims: tuple[int, int]) -> None:
     pattern = load_spec(f"pattern p {{ output attend(tokens, {relation}) }}").pattern("p")
-    q, k, v = tensors((batch, heads, tokens, 64), *[(batch, kv_heads, tokens, 64)] * 2)
-    check(*gradients(pattern, q, k, v))
+    q, *keys = tensors((batch, heads, tokens, dims[0]), *((batch, kv_heads, tokens, each) for each in dims))
+    check(*gradients(pattern, q, *keys))
 
 
 def test_groups_whose_keys_the_cache_holds_come_one_after_another() -> None:
@@ -90,13 +100,14 @@ def test_groups_whose_keys_the_cache_holds_come_one_after_another() -> None:
     check(*gradients(pattern, q, k, v, NEAR_BYTES=1))
 
 
+@pytest.mark.parametrize("dims", DIMS)
 @pytest.mark.parametrize("tokens", [5, 400])
-def test_slots(tokens: int) -> None:
+def test_slots(tokens: int, dims: tuple[int, int]) -> None:
     """Too few tokens for a slot leave no keys at all."""
     pattern = load_spec("pattern p { s = compress(block = 8, stride = 4, by = mlp)\n output attend(s, causal) }").pattern("p")
     n_slots = max(0, (tokens - 8) // 4 + 1)
-    q, k, v, slot_k, slot_v = tensors((1, 2, tokens, 64), *[(1, 1, tokens, 64)] * 2, *[(1, 1, n_slots, 64)] * 2)
-    check(*gradients(pattern, q, k, v, slots={"s": (slot_k, slot_v)}))
+    q, k, v, *slots = tensors((1, 2, tokens, dims[0]), *((1, 1, rows, each) for rows in (tokens, n_slots) for each in dims))
+    check(*gradients(pattern, q, k, v, slots={"s": tuple(slots)}))
 
 
 def test_wild_stores_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,39 +139,40 @@ def gated(branches: tuple[str, ...]) -> Pattern:
     return load_spec(f"pattern p {{ {lines}\n output gate({', '.join(names)}) }}").pattern("p")
 
 
-def query_gradient(
-    pattern: Pattern, batch: int, tokens: int, heads: int, kv_heads: int, launch: Callable[..., None]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def gated_gradients(
+    pattern: Pattern, batch: int, tokens: int, heads: int, kv_heads: int, launch: Callable[..., None], dims: tuple[int, int] = (64, 64)
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Of the Gluon kernels, and of the reference. launch: for `_launch`."""
-    slot = (batch, kv_heads, max(0, (tokens - 8) // 4 + 1), 64)
-    q, k, v, *slots = tensors((batch, heads, tokens, 64), *[(batch, kv_heads, tokens, 64)] * 2, slot, slot)
+    sizes = [(batch, kv_heads, rows, each) for rows in (tokens, max(0, (tokens - 8) // 4 + 1)) for each in dims]
+    q, k, v, *slots = tensors((batch, heads, tokens, dims[0]), *sizes)
     gates = torch.randn(batch, heads, tokens, len(pattern.branches), generator=torch.Generator().manual_seed(5))
-    leaf = q.double().requires_grad_()
+    leaves = {name: each.double().requires_grad_() for name, each in {"q": q, "k": k, "v": v}.items()}
 
     def attend(logits: torch.Tensor) -> Any:
         made: Any = {"s": lambda *_: tuple(each.double() for each in slots)}
-        return reference.attend(pattern, leaf, k.double(), v.double(), gates=logits.double(), compressors=made, return_lse=True)
+        return reference.attend(pattern, *leaves.values(), gates=logits.double(), compressors=made, return_lse=True)
 
     out, lse = attend(gates)
     grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(3)).to(q.dtype)
-    (expected,) = torch.autograd.grad(out, leaf, grad.double())
+    expected = dict(zip(leaves, torch.autograd.grad(out, tuple(leaves.values()), grad.double()), strict=True))
     # A branch alone: its gate open, the others shut.
     alone = {each: attend(torch.full_like(gates, -1e4).index_fill(3, torch.tensor(n), 1e4))[0] for n, each in enumerate(lse)}
     outs = {name: each.detach().to(q.dtype) for name, each in alone.items()}
-    module = vars(load_module(compile_backward(pattern, LaunchShape(64, 64, "fp16", "sm_90")), "hopper"))
+    module = vars(load_module(compile_backward(pattern, LaunchShape(*dims, "fp16", "sm_90")), "hopper"))
     module.update(_launch=launch, _launch_hopper=launch_hopper, _on_hopper=lambda *_: True, hold_tile=lambda tile: tile)
-    options = {"gates": gates, "slots": {"s": tuple(slots)}, "wanted": ("q",)}
+    options = {"gates": gates, "slots": {"s": tuple(slots)}, "wanted": tuple(leaves)}
     lses = {name: each.detach().float() for name, each in lse.items()}
-    found = module["run_backward"](grad, {}, q, k, v, outs, lses, **options)["q"]
-    assert found.dtype == q.dtype
+    found = module["run_backward"](grad, {}, q, k, v, outs, lses, **options)
+    assert all(each.dtype == q.dtype for each in found.values())
     return found, expected
 
 
+@pytest.mark.parametrize("dims", DIMS)
 @pytest.mark.parametrize(("branches", "batch", "tokens", "heads", "kv_heads"), JOINED)
-def test_joined(branches: tuple[str, ...], batch: int, tokens: int, heads: int, kv_heads: int) -> None:
-    """Several branches by one kernel: every one has its own keys, mask and row facts, and the sum is stored once."""
-    found, expected = query_gradient(gated(branches), batch, tokens, heads, kv_heads, stand_in(0))
-    check({"q": found}, {"q": expected})
+def test_joined(branches: tuple[str, ...], batch: int, tokens: int, heads: int, kv_heads: int, dims: tuple[int, int]) -> None:
+    """Several branches by one kernel: every one has its own keys, mask and row facts, and the queries' sum is stored once. That of keys
+    goes on from branch to branch."""
+    check(*gated_gradients(gated(branches), batch, tokens, heads, kv_heads, stand_in(0), dims))
 
 
 def test_joined_wild(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,13 +185,13 @@ def test_joined_wild(monkeypatch: pytest.MonkeyPatch) -> None:
             plain.append(constants | dict(zip(kernel.arg_names, arguments, strict=False)))
         launch(kernel, programs, *arguments, **constants)
 
-    found, _ = query_gradient(gated((SLOTS, NEAR)), 1, 70, 2, 1, noting)
-    assert (found == 7).all()
+    found, _ = gated_gradients(gated((SLOTS, NEAR)), 1, 70, 2, 1, noting)
+    assert (found["q"] == 7).all()
     one, other = plain
     assert (one["ADD"], other["ADD"], one["BESIDE"], other["BESIDE"]) == (False, True, True, True)
     assert one["out_ptr"].dtype == torch.float32
     assert one["out_ptr"] is other["partial_ptr"]
-    assert other["out_ptr"] is found
+    assert other["out_ptr"] is found["q"]
 
 
 WIDE, NARROW = Pin(Tiles(128, 128, 8, 3), True), Pin(Tiles(128, 64, 8, 3), True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,8 @@ import torch
 import triton
 from triton.compiler import CompiledKernel
 
-from nsa_dsl.compiler import compile_source
+from nsa_dsl import warmup
+from nsa_dsl.compiler import compile_backward, compile_source
 from nsa_dsl.execute import load_module
 from nsa_dsl.launch import LaunchShape
 
@@ -136,11 +138,54 @@ def test_constants_are_known_by_name(module: Any) -> None:
     assert len(kernel.looked_up) == 2
 
 
+def test_a_tensor_is_described_once_a_pass() -> None:
+    hopper: Any = load_module(compile_backward(patterns.causal(), LaunchShape()), "causal")
+    described: dict[Any, Any] = {}
+    x = torch.zeros(1, 2, 70, 128, dtype=torch.bfloat16)
+    first = hopper._describe_once(described, x, 64)
+    assert first.base is x
+    assert hopper._describe_once(described, x, 64) is first
+    assert hopper._describe_once(described, x, 128).block_shape == [1, 1, 128, 128]
+    # A copy of what the card cannot read in place is made once, too.
+    odd = torch.zeros(1, 2, 70, 136, dtype=torch.bfloat16)[..., 4:132]
+    assert hopper._describe_once(described, odd, 64).base.is_contiguous()
+    assert hopper._describe_once(described, odd, 64) is hopper._describe_once(described, odd, 64)
+    # Tensors that nobody else holds do not hand their places on.
+    for _ in range(3):
+        hopper._describe_once(described, odd[:], 64)
+    assert len({each.base.data_ptr() for _, each in described.values()}) == 5
+
+
 def test_what_is_only_compiled_is_never_launched(module: Any) -> None:
     kernel = Kernel()
     for _ in range(2):
         module._launch(Standing(kernel), 1, torch.zeros(64), 7, 0.5, FLAG=True, SIZE=64, warps=4, stages=2)
     assert len(kernel.looked_up) == 2
+
+
+def test_every_kind_of_call_is_compiled_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(warmup, "compile_kernels", lambda _, *call: compiled.append(call))
+    host = types.ModuleType("host")
+    vars(host)["run"] = lambda *_, **__: None
+    warmup.compile_before_calls(host, "run", "title", "sm_90")
+    q, pair = torch.zeros(1, 4, 100, 64), {"a": (torch.zeros(4, 8), torch.zeros(4, 8))}
+    usual: dict[str, Any] = {"q": q, "gates": None, "slots": pair, "scale": 0.5, "wanted": ("q", "k")}
+    others: list[dict[str, Any]] = [
+        {"q": q.half()},
+        {"q": torch.zeros(1, 4, 100, 72)[..., :64]},
+        {"q": torch.zeros(1, 4, 200, 64)},
+        {"gates": q},
+        {"slots": {}},
+        {"slots": {"b": pair["a"]}},
+        {"slots": {"a": (torch.zeros(4, 8), torch.zeros(4, 8).half())}},
+        {"scale": None},
+        {"wanted": ("q", "v")},
+    ]
+    for each in (usual, {**usual, "q": q[:, :, :99].clone(), "scale": 0.25}, *({**usual, **other} for other in others)):
+        for _ in range(2):
+            host.run(q, **each)
+    assert len(compiled) == 1 + len(others)
 
 
 class Standing:

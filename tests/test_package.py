@@ -63,6 +63,19 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
+CALL = """
+import sys, torch, nsa_dsl
+op = nsa_dsl.load("pattern p { output attend(tokens, causal) }").pattern("p").compile()
+q, k, v = (torch.zeros(1, 2, 0, 16, requires_grad=True) for _ in range(3))
+op(q, k, v).sum().backward()
+print(q.grad is not None, [name for name in ("torch._dynamo", "sympy") if name in sys.modules])
+"""
+
+
+def test_a_first_call_imports_nothing_of_the_compiler_of_torch() -> None:
+    assert run(sys.executable, "-c", CALL) == "True []\n"
+
+
 def test_explicit_package_list_equals_disk() -> None:
     found = {
         ".".join(path.parent.relative_to(ROOT).parts)

@@ -33,6 +33,9 @@ def test_log_sum_exps_that_vouch(text: str, vouching: list[str]) -> None:
     looked_at = re.search(r"_find_wild\((.*), wild=wild\)", source)
     assert looked_at
     assert ("q" in looked_at[1].split(", ")) == (not vouching)
+    # Nobody reads what is found out before all have been looked at.
+    before = source[: looked_at.start()]
+    assert re.findall(r"_launch\w*\(\n\s+(\w+),", before[before.rindex("wild = torch.zeros(1,") :]) == ["rows_backward"]
     rows = source[source.index("def rows_backward(") :].split("\n\n\n")[0]
     # Every log-sum-exp is loaded, then asked or not.
     asked = re.findall(r"lse = tl\.load\(lse_(\w+)_ptr.*\n    unknown =", rows)

@@ -175,8 +175,8 @@ def hopper_bytes(tiles: Tiles, stand: Stand, shape: LaunchShape) -> int:
             numbers = rows * (dim_qk if min(dim_qk, 128) == dim_v else dims) + tiles.stages * tiles.cols * dims
             extra = 0
         case "rows", True:
-            # The sums, in float32, are turned over on their way out.
-            numbers, extra = (tiles.rows + tiles.stages * tiles.cols) * dims, 4 * tiles.rows * dim_qk
+            # The sums, in float32, are turned over on their way out, at most 128 features at a time.
+            numbers, extra = (tiles.rows + tiles.stages * tiles.cols) * dims, 4 * tiles.rows * min(dim_qk, 128)
         case _:
             # With every row come its log-sum-exp and its delta.
             numbers, extra = (tiles.cols + tiles.stages * tiles.rows) * dims, 4 * 2 * tiles.stages * tiles.rows

@@ -34,7 +34,9 @@ pattern parted {
 
 
 def _op(text: str, changes: dict[str, Any], **limits: int) -> tuple[AttentionOp, Any, Any]:
-    """An op whose generated backward module has other limits, its case and its inputs."""
+    """An op whose generated backward module has other limits, its case and its inputs. Slopes in parts stay in parts."""
+    if "SLOPE_BYTES" in limits:
+        limits = {"ALL_SLOPE_BYTES": 0, **limits}
     pattern, case = parse(text), replace(USUAL, **{"gradients": "out and lse", "tokens": 43, **changes})
     op, inputs = compiled(pattern, case), inputs_of(pattern, case)
     module = op.module(inputs.q, case.d_v, backward=True)
@@ -58,6 +60,20 @@ def _op(text: str, changes: dict[str, Any], **limits: int) -> tuple[AttentionOp,
 def test_parts_give_the_same(text: str, changes: dict[str, Any], limits: dict[str, int]) -> None:
     op, case, inputs = _op(text, changes, **limits)
     refuse(check_gradients(op, case, inputs))
+
+
+def test_slopes_of_short_contexts_are_kept_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    op, case, inputs = _op(SELECTED, {"batch": 2}, SLOPE_BYTES=1, ALL_SLOPE_BYTES=1_000_000)
+    module = op.module(inputs.q, case.d_v, backward=True)
+    launch, seen = module._launch, []
+
+    def counted(kernel: Any, *arguments: Any, **options: Any) -> None:
+        seen.append(kernel.__name__)
+        launch(kernel, *arguments, **options)
+
+    monkeypatch.setattr(module, "_launch", counted)
+    refuse(check_gradients(op, case, inputs))
+    assert seen.count("slopes_selected_queries") == seen.count("rows_backward") > 0
 
 
 def test_slopes_make_the_gradient_that_is_made_without_them() -> None:

@@ -213,9 +213,11 @@ def find_wild(x_ptr, wild_ptr, n_rows, heads, x_batch, x_head, x_row, DIM: tl.co
         tl.store(wild_ptr, 1)
 
 
-def _find_wild(*tensors):
-    """int32 (1,): 0 if every number of the tensors is finite, each (batch, heads, rows, dim) with last stride 1. The host does not wait."""
-    wild = torch.zeros(1, device=tensors[0].device, dtype=torch.int32)
+def _find_wild(*tensors, wild=None):
+    """int32 (1,): 0 if every number of the tensors is finite, each (batch, heads, rows, dim) with last stride 1. The host does not wait.
+    wild: holds what others find out as well; a new one if None."""
+    if wild is None:
+        wild = torch.zeros(1, device=tensors[0].device, dtype=torch.int32)
     for x in tensors:
         batch, heads, n_rows, dim = x.shape
         _launch(
@@ -1387,23 +1389,25 @@ MOST_LAUNCHED = 4096
 
 def _start(kernel, programs, arguments, constants, options):
     """Run `programs` programs of a kernel, if any. To find what a launch is compiled to takes Triton longer than a short kernel runs:
-    a launch is remembered by all that kernels are specialised by, and one like it goes straight to the compiled kernel, which sees to
-    device, stream and hooks itself. Nothing is remembered where kernels are interpreted, or only compiled, or on AMD's cards, for which
-    they are specialised by a tensor's size as well."""
+    a launch is remembered by all that kernels are specialised by, and one like it on the same device goes straight to the compiled
+    kernel, which sees to hooks itself. Nothing is remembered where kernels are interpreted, or only compiled, or on AMD's cards, for
+    which they are specialised by a tensor's size as well."""
     if programs <= 0:
         return
-    facts = tuple(
-        x if type(x) is int else (x.dtype, x.get_device(), x.data_ptr() % 16) if isinstance(x, torch.Tensor) else _fact(x)
-        for x in arguments
-    )
-    key = (id(kernel), *facts, *constants.items(), *options.values())
+    if torch.version.hip is not None or not isinstance(kernel, triton.JITFunction):
+        kernel[(programs,)](*arguments, **constants, **options)
+        return
+    driver = triton.runtime.driver.active
+    device = driver.get_current_device()
+    facts = (x if type(x) is int else x.dtype if isinstance(x, torch.Tensor) and x.data_ptr() % 16 == 0 else _fact(x) for x in arguments)
+    key = (id(kernel), device, *facts, *constants, *constants.values(), *options.values())
     known = LAUNCHED.get(key)
     if known is not None:
         _, compiled, rest = known
-        compiled[(programs, 1, 1)](*arguments, *rest)
+        compiled[(programs, 1, 1)](*arguments, *rest, stream=driver.get_current_stream(device))
         return
     compiled = kernel[(programs,)](*arguments, **constants, **options)
-    if isinstance(kernel, triton.JITFunction) and isinstance(compiled, triton.compiler.CompiledKernel) and torch.version.hip is None:
+    if isinstance(compiled, triton.compiler.CompiledKernel):
         if len(LAUNCHED) >= MOST_LAUNCHED:
             LAUNCHED.clear()
         # Compiled kernels count constants among their arguments. A kernel that is held keeps its id.
@@ -1411,13 +1415,16 @@ def _start(kernel, programs, arguments, constants, options):
 
 
 def _fact(x):
-    """What a kernel is specialised by, of an argument that is neither an integer nor a tensor: a number's type, a descriptor's boxes."""
+    """What a kernel is specialised by, of an argument that is neither an integer nor an aligned tensor: a number's type, a descriptor's
+    boxes, a tensor's type and that it is not aligned."""
+    if isinstance(x, torch.Tensor):
+        return x.dtype, "not aligned"
     return (x.base.dtype, *x.block_shape) if hasattr(x, "block_shape") else type(x)
 
 
 def _launch(kernel, programs, *arguments, warps, stages, **constants):
     """Run `programs` programs of a kernel, if any."""
-    _start(kernel, programs, arguments, constants, dict(num_warps=warps, num_stages=stages))
+    _start(kernel, programs, arguments, constants, {"num_warps": warps, "num_stages": stages})
 
 
 def _launch_hopper(kernel, programs, *arguments, warps, **constants):

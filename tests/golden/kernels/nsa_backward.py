@@ -79,6 +79,7 @@ ITEM_ROWS = 16384
 KEPT_ITEM_ROWS = 8192
 KEEP_SLOPES = True
 SLOPE_BYTES = 268435456
+ALL_SLOPE_BYTES = 1073741824
 SUM_BYTES = 536870912
 PROGRAMS_WANTED = 264
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -393,20 +394,24 @@ def pad_rows(wild_ptr, lse_ptr, delta_ptr, padded_lse_ptr, padded_delta_ptr, n_t
     gl.store(padded_lse_ptr + head * padded + token, lse, mask=token < padded)
     gl.store(padded_delta_ptr + head * padded + token, delta, mask=token < padded)
 
+PADDED = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)
+
 
 def _pad_rows(tile, wild, lse, delta):
-    """What kernels that walk query tiles of `tile` rows read of rows: how many tokens fill whole tiles, and views of their facts. lse,
-    delta: as rows_backward folds them, contiguous float32 (batch, heads, tokens)."""
+    """What kernels that walk query tiles of `tile` rows read of rows: how many tokens fill whole tiles, and views of their facts, which
+    are copied only if the last tile is not whole. lse, delta: as rows_backward folds them, contiguous float32 (batch, heads, tokens)."""
     batch, heads, n_tokens = lse.shape
     padded = max(1, _cdiv(n_tokens, tile)) * tile
     n_rows = max(1, batch * heads) * padded
-    facts = torch.empty(2, n_rows, device=lse.device, dtype=torch.float32)
-    _launch(
-        pad_rows, batch * heads * _cdiv(padded, 1024),
-        wild, lse, delta, facts[0], facts[1], n_tokens, padded, warps=4, stages=1,
-    )
-    layout = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)
-    return padded, *(hopper_host.TensorDescriptor(each, [n_rows], [1], [tile], layout) for each in facts)
+    if n_rows == lse.numel():
+        lse_rows, delta_rows = lse.view(n_rows), delta.view(n_rows)
+    else:
+        lse_rows, delta_rows = torch.empty(2, n_rows, device=lse.device, dtype=torch.float32)
+        _launch(
+            pad_rows, batch * heads * _cdiv(padded, 1024),
+            wild, lse, delta, lse_rows, delta_rows, n_tokens, padded, warps=4, stages=1,
+        )
+    return padded, *(hopper_host.TensorDescriptor(each, [n_rows], [1], [tile], PADDED) for each in (lse_rows, delta_rows))
 
 
 @gluon.jit
@@ -840,9 +845,11 @@ def find_wild(x_ptr, wild_ptr, n_rows, heads, x_batch, x_head, x_row, DIM: tl.co
         tl.store(wild_ptr, 1)
 
 
-def _find_wild(*tensors):
-    """int32 (1,): 0 if every number of the tensors is finite, each (batch, heads, rows, dim) with last stride 1. The host does not wait."""
-    wild = torch.zeros(1, device=tensors[0].device, dtype=torch.int32)
+def _find_wild(*tensors, wild=None):
+    """int32 (1,): 0 if every number of the tensors is finite, each (batch, heads, rows, dim) with last stride 1. The host does not wait.
+    wild: holds what others find out as well; a new one if None."""
+    if wild is None:
+        wild = torch.zeros(1, device=tensors[0].device, dtype=torch.int32)
     for x in tensors:
         batch, heads, n_rows, dim = x.shape
         _launch(
@@ -1144,6 +1151,42 @@ def attend_compressed_keys(
     if ADD:
         total += load_rows(value_partial_ptr, out, DIM_V, col_ok, DIM_V, PAD_V, True)
     store_rows(value_out_ptr, out, total, col_ok, DIM_V, PAD_V)
+
+
+@triton.jit
+def add_splits_of(parts_ptr, partial_ptr, out_ptr, size, program, SPLIT: tl.constexpr, ADD: tl.constexpr, TILE: tl.constexpr):
+    """One tile of the sum of SPLIT parts, of `size` numbers each."""
+    place = program * TILE + tl.arange(0, TILE).to(tl.int64)
+    ok = place < size
+    total = tl.load(parts_ptr + place, mask=ok, other=0.0)
+    for part in tl.static_range(1, SPLIT):
+        total += tl.load(parts_ptr + part * tl.cast(size, tl.int64) + place, mask=ok, other=0.0)
+    if ADD:
+        total += tl.load(partial_ptr + place, mask=ok, other=0.0)
+    tl.store(out_ptr + place, total.to(out_ptr.dtype.element_ty), mask=ok)
+
+
+@triton.jit
+def add_splits(
+    key_parts_ptr, value_parts_ptr, key_partial_ptr, value_partial_ptr, key_out_ptr, value_out_ptr, key_size, value_size,
+    SPLIT: tl.constexpr, ADD: tl.constexpr, TILE: tl.constexpr,
+):
+    """One program TILE numbers of the keys' gradient or, after those, of the values'. ADD: to what others have stored before."""
+    program = tl.cast(tl.program_id(0), tl.int64)
+    key_programs = tl.cdiv(key_size, TILE)
+    if program < key_programs:
+        add_splits_of(key_parts_ptr, key_partial_ptr, key_out_ptr, key_size, program, SPLIT, ADD, TILE)
+    else:
+        add_splits_of(value_parts_ptr, value_partial_ptr, value_out_ptr, value_size, program - key_programs, SPLIT, ADD, TILE)
+
+
+def _add_splits(parts, partials, outs, ADD):
+    """Store the sums of parts, and of partials if ADD, to outs: each a pair for keys and values, contiguous; parts (splits, *shape)."""
+    keys, values = outs
+    _launch(
+        add_splits, _cdiv(keys.numel(), 1024) + _cdiv(values.numel(), 1024),
+        *parts, *partials, *outs, keys.numel(), values.numel(), SPLIT=parts[0].shape[0], ADD=ADD, TILE=1024, warps=4, stages=1,
+    )
 
 
 @gluon.jit
@@ -2056,23 +2099,25 @@ MOST_LAUNCHED = 4096
 
 def _start(kernel, programs, arguments, constants, options):
     """Run `programs` programs of a kernel, if any. To find what a launch is compiled to takes Triton longer than a short kernel runs:
-    a launch is remembered by all that kernels are specialised by, and one like it goes straight to the compiled kernel, which sees to
-    device, stream and hooks itself. Nothing is remembered where kernels are interpreted, or only compiled, or on AMD's cards, for which
-    they are specialised by a tensor's size as well."""
+    a launch is remembered by all that kernels are specialised by, and one like it on the same device goes straight to the compiled
+    kernel, which sees to hooks itself. Nothing is remembered where kernels are interpreted, or only compiled, or on AMD's cards, for
+    which they are specialised by a tensor's size as well."""
     if programs <= 0:
         return
-    facts = tuple(
-        x if type(x) is int else (x.dtype, x.get_device(), x.data_ptr() % 16) if isinstance(x, torch.Tensor) else _fact(x)
-        for x in arguments
-    )
-    key = (id(kernel), *facts, *constants.items(), *options.values())
+    if torch.version.hip is not None or not isinstance(kernel, triton.JITFunction):
+        kernel[(programs,)](*arguments, **constants, **options)
+        return
+    driver = triton.runtime.driver.active
+    device = driver.get_current_device()
+    facts = (x if type(x) is int else x.dtype if isinstance(x, torch.Tensor) and x.data_ptr() % 16 == 0 else _fact(x) for x in arguments)
+    key = (id(kernel), device, *facts, *constants, *constants.values(), *options.values())
     known = LAUNCHED.get(key)
     if known is not None:
         _, compiled, rest = known
-        compiled[(programs, 1, 1)](*arguments, *rest)
+        compiled[(programs, 1, 1)](*arguments, *rest, stream=driver.get_current_stream(device))
         return
     compiled = kernel[(programs,)](*arguments, **constants, **options)
-    if isinstance(kernel, triton.JITFunction) and isinstance(compiled, triton.compiler.CompiledKernel) and torch.version.hip is None:
+    if isinstance(compiled, triton.compiler.CompiledKernel):
         if len(LAUNCHED) >= MOST_LAUNCHED:
             LAUNCHED.clear()
         # Compiled kernels count constants among their arguments. A kernel that is held keeps its id.
@@ -2080,13 +2125,16 @@ def _start(kernel, programs, arguments, constants, options):
 
 
 def _fact(x):
-    """What a kernel is specialised by, of an argument that is neither an integer nor a tensor: a number's type, a descriptor's boxes."""
+    """What a kernel is specialised by, of an argument that is neither an integer nor an aligned tensor: a number's type, a descriptor's
+    boxes, a tensor's type and that it is not aligned."""
+    if isinstance(x, torch.Tensor):
+        return x.dtype, "not aligned"
     return (x.base.dtype, *x.block_shape) if hasattr(x, "block_shape") else type(x)
 
 
 def _launch(kernel, programs, *arguments, warps, stages, **constants):
     """Run `programs` programs of a kernel, if any."""
-    _start(kernel, programs, arguments, constants, dict(num_warps=warps, num_stages=stages))
+    _start(kernel, programs, arguments, constants, {"num_warps": warps, "num_stages": stages})
 
 
 def _launch_hopper(kernel, programs, *arguments, warps, **constants):
@@ -2137,9 +2185,22 @@ def _aligned(tensor):
     return tensor if fits and tensor.data_ptr() % 16 == 0 else tensor.clone(memory_format=torch.contiguous_format)
 
 
+def _describe_once(described, tensor, rows):
+    """A Hopper kernel's view of a tensor, of a copy where it cannot read the tensor itself: what many steps read they describe once.
+    described: those that a call has made, by tensor and rows; it holds the tensors, whose ids are theirs as long."""
+    known = described.get((id(tensor), rows))
+    if known is None:
+        known = described[id(tensor), rows] = tensor, _describe(_aligned(tensor), rows)
+    return known[1]
+
+
 def _is_wide(*tensors):
     """Whether an offset within one batch of a tensor may need 64 bits."""
-    return any(sum((size - 1) * abs(stride) for size, stride in zip(x.shape[1:], x.stride()[1:])) >= 2**31 for x in tensors)
+    for x in tensors:
+        (_, heads, rows, dim), (_, by_head, by_row, by_feature) = x.shape, x.stride()
+        if (heads - 1) * by_head + (rows - 1) * by_row + (dim - 1) * by_feature >= 2**31:
+            return True
+    return False
 
 
 def _zeros_like(x):
@@ -2158,9 +2219,11 @@ def _run_heads(
     kv_heads = any_k.shape[1]
     group = heads // max(1, kv_heads)
     scale = dim_qk**-0.5 if scale is None else float(scale)
+    dims = dict(DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v))
     grads = {}
-    # Fast kernels run if all numbers are finite, safe ones if not. Of other tensors that they read, rows_backward finds out.
-    wild = _find_wild(slots["summary"][0], slots["summary"][1], k, v)
+    described = {}
+    # Fast kernels run if all numbers are finite, safe ones if not: whoever finds another number stores 1.
+    wild = torch.zeros(1, device=q.device, dtype=torch.int32)
 
     # Rows' log-sum-exps and deltas, and the gates' gradient of sigmoid-gated branches.
     folded_lse_compressed = torch.empty(batch, heads, n_tokens, device=q.device, dtype=ACC_TORCH)
@@ -2180,42 +2243,45 @@ def _run_heads(
     if "gates" in wanted:
         grads["gates"] = grad_gates
 
+    # What rows_backward does not look at. Its run is long: meanwhile the host launches these short ones.
+    _find_wild(slots["summary"][0], slots["summary"][1], k, v, wild=wild)
+
     # Queries of compressed and windowed, on Hopper.
-    if any(each in wanted for each in ("q",)):
+    if "q" in wanted:
         sum_q = torch.empty(batch, heads, n_tokens, dim_qk, device=q.device, dtype=ACC_TORCH)
         on_hopper = _on_hopper(128, 128, q, slots["summary"][0], k, grad_out, slots["summary"][1], v)
         if on_hopper:
             HEADS = 2 if group % 2 == 0 else 1
             _launch_hopper(
                 attend_compressed_queries_with_windowed_hopper, batch * (heads // HEADS) * _cdiv(n_tokens, 128 // HEADS),
-                wild, _describe(_aligned(q), 64), _describe(_aligned(slots["summary"][0]), 64), _describe(_aligned(slots["summary"][1]), 64), _describe(_aligned(k), 64), _describe(_aligned(v), 64), _describe(_aligned(grad_out), 64),
+                wild, _describe_once(described, q, 64), _describe_once(described, slots["summary"][0], 64), _describe_once(described, slots["summary"][1], 64), _describe_once(described, k, 64), _describe_once(described, v, 64), _describe_once(described, grad_out, 64),
                 folded_lse_compressed, folded_delta_compressed, folded_lse_windowed, folded_delta_windowed, sum_q, sum_q, scale, n_tokens, slots["summary"][0].shape[2], k.shape[2], heads, kv_heads,
                 _heads_near(heads, kv_heads, slots["summary"][0], slots["summary"][1], k, v),
                 DIM=dim_qk, HEADS=HEADS, ADD=False, warps=8,
             )
 
     # Queries of compressed.
-    if any(each in wanted for each in ("q",)):
+    if "q" in wanted:
         all_tiles = batch * heads * _cdiv(n_tokens, 128)
         _launch(
             attend_compressed_queries, _cdiv(all_tiles, _run_length(all_tiles)) if on_hopper else all_tiles,
             q, slots["summary"][0], slots["summary"][1], grad_out, folded_lse_compressed, folded_delta_compressed, wild, sum_q, sum_q, scale, n_tokens, slots["summary"][0].shape[2], heads, kv_heads, all_tiles,
             *q.stride()[:3], *slots["summary"][0].stride()[:3], *slots["summary"][1].stride()[:3], *grad_out.stride()[:3],
-            DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v), ADD=False, BESIDE=on_hopper, warps=8, stages=3,
+            **dims, ADD=False, BESIDE=on_hopper, warps=8, stages=3,
         )
 
     # Queries of windowed.
-    if any(each in wanted for each in ("q",)):
+    if "q" in wanted:
         all_tiles = batch * heads * _cdiv(n_tokens, 128)
         _launch(
             attend_windowed_queries, _cdiv(all_tiles, _run_length(all_tiles)) if on_hopper else all_tiles,
             q, k, v, grad_out, folded_lse_windowed, folded_delta_windowed, wild, sum_q, sum_q, scale, n_tokens, k.shape[2], heads, kv_heads, all_tiles,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *grad_out.stride()[:3],
-            DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v), ADD=True, BESIDE=on_hopper, warps=8, stages=3,
+            **dims, ADD=True, BESIDE=on_hopper, warps=8, stages=3,
         )
 
     # Queries of selected.
-    if any(each in wanted for each in ("q",)):
+    if "q" in wanted:
         grads["q"] = q_grad if q_grad is not None else torch.empty(batch, heads, n_tokens, dim_qk, device=q.device, dtype=q.dtype)
         keys, values = _near(k, 64), _near(v, 64)
         ROWS, UNION_ROWS = max(16, min(64, _power_of_2(group))), 64 if group >= 8 else 16
@@ -2243,7 +2309,7 @@ def _run_heads(
         )
 
     # Keys and values of compressed.
-    if any(each in wanted for each in ("slots.summary.keys", "slots.summary.values")):
+    if "slots.summary.keys" in wanted or "slots.summary.values" in wanted:
         n_keys = slots["summary"][0].shape[2]
         on_hopper = _on_hopper(128, 128, q, slots["summary"][0], grad_out, slots["summary"][1])
         programs = batch * kv_heads * _cdiv(n_keys, 128)
@@ -2260,7 +2326,7 @@ def _run_heads(
             padded, lse_rows, delta_rows = _pad_rows(64, wild, folded_lse_compressed, folded_delta_compressed)
             _launch_hopper(
                 attend_compressed_keys_hopper, programs * SPLIT,
-                wild, _describe(_aligned(q), 64), _describe(_aligned(slots["summary"][0]), 64), _describe(_aligned(slots["summary"][1]), 64), _describe(_aligned(grad_out), 64), lse_rows, delta_rows,
+                wild, _describe_once(described, q, 64), _describe_once(described, slots["summary"][0], 64), _describe_once(described, slots["summary"][1], 64), _describe_once(described, grad_out, 64), lse_rows, delta_rows,
                 grads["slots.summary.keys"], key_parts, grads["slots.summary.values"], value_parts, scale, n_tokens, n_keys, padded, heads, kv_heads,
                 DIM=dim_qk, MEMBERS=group // SPLIT, SPLIT=SPLIT, ADD=False, warps=8,
             )
@@ -2268,14 +2334,13 @@ def _run_heads(
             attend_compressed_keys, batch * kv_heads * _cdiv(n_keys, 128) * SPLIT,
             q, slots["summary"][0], slots["summary"][1], grad_out, folded_lse_compressed, folded_delta_compressed, wild, grads["slots.summary.keys"], key_parts, grads["slots.summary.values"], value_parts, scale, n_tokens, n_keys, heads, kv_heads,
             *q.stride()[:3], *slots["summary"][0].stride()[:3], *slots["summary"][1].stride()[:3], *grad_out.stride()[:3],
-            DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v), SPLIT=SPLIT, ADD=False, BESIDE=on_hopper, warps=8, stages=3,
+            **dims, SPLIT=SPLIT, ADD=False, BESIDE=on_hopper, warps=8, stages=3,
         )
         if SPLIT > 1:
-            grads["slots.summary.keys"].copy_(key_parts.sum(0))
-            grads["slots.summary.values"].copy_(value_parts.sum(0))
+            _add_splits((key_parts, value_parts), (grads["slots.summary.keys"], grads["slots.summary.values"]), (grads["slots.summary.keys"], grads["slots.summary.values"]), ADD=False)
 
     # Keys and values of selected, by the blocks of selected.
-    if any(each in wanted for each in ("k", "v")):
+    if "k" in wanted or "v" in wanted:
         n_blocks = _cdiv(n_tokens, 64)
         sum_k = torch.empty(batch, kv_heads, n_tokens, dim_qk, device=q.device, dtype=ACC_TORCH)
         sum_v = torch.empty(batch, kv_heads, n_tokens, dim_v, device=q.device, dtype=ACC_TORCH)
@@ -2288,7 +2353,10 @@ def _run_heads(
             # The queries' gradient from these kernels' slopes, of as many queries at a time as there is room for. A launch is short then: it
             # takes shorter items to fill the card to the end.
             item_rows, KEEP = KEPT_ITEM_ROWS, True
-            room = max(1, SLOPE_BYTES // (16 * GROUP * 64 * q.element_size()))
+            of_a_query = 16 * GROUP * 64 * q.element_size()
+            room = max(1, SLOPE_BYTES // of_a_query)
+            if n_owners * n_tokens * of_a_query <= ALL_SLOPE_BYTES:
+                room = n_owners * (n_tokens + 64)
             CHUNKS = _cdiv(n_tokens, room)
             QUERIES = _tile_queries(GROUP, 16, 64)
             chunk = _cdiv(_cdiv(n_tokens, CHUNKS), QUERIES) * QUERIES
@@ -2296,6 +2364,7 @@ def _run_heads(
             at_once = max(1, min(at_once, room // chunk))
             slopes = torch.empty(at_once, chunk, 16, GROUP, 64, device=q.device, dtype=q.dtype)
             unions = _unite_blocks(lists, QUERIES, with_slots=True)
+            near_keys = _near(k, 64)
             if CHUNKS * chunk > n_tokens or CHUNKS > 1:
                 lists = torch.nn.functional.pad(lists, (0, 0, 0, CHUNKS * chunk - n_tokens), value=-1)
                 lists = lists.view(n_owners, CHUNKS, chunk, 16).transpose(0, 1).reshape(1, CHUNKS * n_owners, chunk, 16)
@@ -2305,7 +2374,8 @@ def _run_heads(
         sums = _zeros_like(sum_k), _zeros_like(sum_v)
         key_parts = torch.empty(at_once * (places - n_blocks) * SHARED, 64, dim_qk, device=q.device, dtype=ACC_TORCH)
         value_parts = torch.empty(at_once * (places - n_blocks) * SHARED, 64, dim_v, device=q.device, dtype=ACC_TORCH)
-        sizes = dict(DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v), SHARED=SHARED)
+        strides = *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *grad_out.stride()[:3]
+        sizes = dict(**dims, SHARED=SHARED)
         for place in range(CHUNKS):
             for first in range(0, n_owners, at_once):
                 n_lists = min(at_once, n_owners - first)
@@ -2314,14 +2384,14 @@ def _run_heads(
                         chosen_keys_selected, n_lists * places * SHARED * 1,
                         q, k, v, grad_out, folded_lse_selected, folded_delta_selected, entries, items, *sums, key_parts, value_parts, slopes, wild,
                         scale, n_tokens, n_blocks, places, place * n_owners + first, n_owners, chunk, heads, kv_heads,
-                        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *grad_out.stride()[:3],
+                        *strides,
                         GROUP=GROUP, KEEP=KEEP, WIDE=WIDE, WILD=WILD, warps=4, stages=3, **sizes,
                     )
                 if KEEP:
                     _launch(
                         slopes_selected_queries, n_lists * (chunk // QUERIES),
-                        k, *unions, slopes, wild, sum_q, grads["q"],
-                        scale, n_tokens, first, place * chunk, chunk, kv_heads, *k.stride()[:3],
+                        near_keys, *unions, slopes, wild, sum_q, grads["q"],
+                        scale, n_tokens, first, place * chunk, chunk, kv_heads, *near_keys.stride()[:3],
                         DIM=dim_qk, PAD=_pad(dim_qk), GROUP=GROUP, QUERIES=QUERIES, ROWS=_pad(QUERIES * GROUP), ADD=True, warps=4, stages=6,
                     )
                 _launch(
@@ -2332,10 +2402,10 @@ def _run_heads(
             if total is not out:
                 out.copy_(total)
         # What only this step needs is free before the next.
-        key_parts = value_parts = sums = total = out = slopes = unions = entries = items = ends = lists = None
+        key_parts = value_parts = sums = total = out = slopes = unions = near_keys = entries = items = ends = lists = None
 
     # Keys and values of windowed.
-    if any(each in wanted for each in ("k", "v")):
+    if "k" in wanted or "v" in wanted:
         n_keys = k.shape[2]
         on_hopper = _on_hopper(128, 128, q, k, grad_out, v)
         programs = batch * kv_heads * _cdiv(n_keys, 128)
@@ -2352,7 +2422,7 @@ def _run_heads(
             padded, lse_rows, delta_rows = _pad_rows(64, wild, folded_lse_windowed, folded_delta_windowed)
             _launch_hopper(
                 attend_windowed_keys_hopper, programs * SPLIT,
-                wild, _describe(_aligned(q), 64), _describe(_aligned(k), 64), _describe(_aligned(v), 64), _describe(_aligned(grad_out), 64), lse_rows, delta_rows,
+                wild, _describe_once(described, q, 64), _describe_once(described, k, 64), _describe_once(described, v, 64), _describe_once(described, grad_out, 64), lse_rows, delta_rows,
                 sum_k, key_parts, sum_v, value_parts, scale, n_tokens, n_keys, padded, heads, kv_heads,
                 DIM=dim_qk, MEMBERS=group // SPLIT, SPLIT=SPLIT, ADD=SPLIT == 1, warps=8,
             )
@@ -2360,11 +2430,10 @@ def _run_heads(
             attend_windowed_keys, batch * kv_heads * _cdiv(n_keys, 128) * SPLIT,
             q, k, v, grad_out, folded_lse_windowed, folded_delta_windowed, wild, sum_k, key_parts, sum_v, value_parts, scale, n_tokens, n_keys, heads, kv_heads,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *grad_out.stride()[:3],
-            DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v), SPLIT=SPLIT, ADD=SPLIT == 1, BESIDE=on_hopper, warps=8, stages=3,
+            **dims, SPLIT=SPLIT, ADD=SPLIT == 1, BESIDE=on_hopper, warps=8, stages=3,
         )
         if SPLIT > 1:
-            grads["k"].copy_(key_parts.sum(0).add_(sum_k))
-            grads["v"].copy_(value_parts.sum(0).add_(sum_v))
+            _add_splits((key_parts, value_parts), (sum_k, sum_v), (grads["k"], grads["v"]), ADD=True)
 
     found = {}
     for name in wanted:

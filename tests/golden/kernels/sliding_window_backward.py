@@ -75,6 +75,7 @@ ITEM_ROWS = 16384
 KEPT_ITEM_ROWS = 8192
 KEEP_SLOPES = True
 SLOPE_BYTES = 268435456
+ALL_SLOPE_BYTES = 1073741824
 SUM_BYTES = 536870912
 PROGRAMS_WANTED = 264
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -262,20 +263,24 @@ def pad_rows(wild_ptr, lse_ptr, delta_ptr, padded_lse_ptr, padded_delta_ptr, n_t
     gl.store(padded_lse_ptr + head * padded + token, lse, mask=token < padded)
     gl.store(padded_delta_ptr + head * padded + token, delta, mask=token < padded)
 
+PADDED = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)
+
 
 def _pad_rows(tile, wild, lse, delta):
-    """What kernels that walk query tiles of `tile` rows read of rows: how many tokens fill whole tiles, and views of their facts. lse,
-    delta: as rows_backward folds them, contiguous float32 (batch, heads, tokens)."""
+    """What kernels that walk query tiles of `tile` rows read of rows: how many tokens fill whole tiles, and views of their facts, which
+    are copied only if the last tile is not whole. lse, delta: as rows_backward folds them, contiguous float32 (batch, heads, tokens)."""
     batch, heads, n_tokens = lse.shape
     padded = max(1, _cdiv(n_tokens, tile)) * tile
     n_rows = max(1, batch * heads) * padded
-    facts = torch.empty(2, n_rows, device=lse.device, dtype=torch.float32)
-    _launch(
-        pad_rows, batch * heads * _cdiv(padded, 1024),
-        wild, lse, delta, facts[0], facts[1], n_tokens, padded, warps=4, stages=1,
-    )
-    layout = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)
-    return padded, *(hopper_host.TensorDescriptor(each, [n_rows], [1], [tile], layout) for each in facts)
+    if n_rows == lse.numel():
+        lse_rows, delta_rows = lse.view(n_rows), delta.view(n_rows)
+    else:
+        lse_rows, delta_rows = torch.empty(2, n_rows, device=lse.device, dtype=torch.float32)
+        _launch(
+            pad_rows, batch * heads * _cdiv(padded, 1024),
+            wild, lse, delta, lse_rows, delta_rows, n_tokens, padded, warps=4, stages=1,
+        )
+    return padded, *(hopper_host.TensorDescriptor(each, [n_rows], [1], [tile], PADDED) for each in (lse_rows, delta_rows))
 
 
 @gluon.jit
@@ -579,9 +584,11 @@ def find_wild(x_ptr, wild_ptr, n_rows, heads, x_batch, x_head, x_row, DIM: tl.co
         tl.store(wild_ptr, 1)
 
 
-def _find_wild(*tensors):
-    """int32 (1,): 0 if every number of the tensors is finite, each (batch, heads, rows, dim) with last stride 1. The host does not wait."""
-    wild = torch.zeros(1, device=tensors[0].device, dtype=torch.int32)
+def _find_wild(*tensors, wild=None):
+    """int32 (1,): 0 if every number of the tensors is finite, each (batch, heads, rows, dim) with last stride 1. The host does not wait.
+    wild: holds what others find out as well; a new one if None."""
+    if wild is None:
+        wild = torch.zeros(1, device=tensors[0].device, dtype=torch.int32)
     for x in tensors:
         batch, heads, n_rows, dim = x.shape
         _launch(
@@ -699,6 +706,42 @@ def attend_output_keys(
     if ADD:
         total += load_rows(value_partial_ptr, out, DIM_V, col_ok, DIM_V, PAD_V, True)
     store_rows(value_out_ptr, out, total, col_ok, DIM_V, PAD_V)
+
+
+@triton.jit
+def add_splits_of(parts_ptr, partial_ptr, out_ptr, size, program, SPLIT: tl.constexpr, ADD: tl.constexpr, TILE: tl.constexpr):
+    """One tile of the sum of SPLIT parts, of `size` numbers each."""
+    place = program * TILE + tl.arange(0, TILE).to(tl.int64)
+    ok = place < size
+    total = tl.load(parts_ptr + place, mask=ok, other=0.0)
+    for part in tl.static_range(1, SPLIT):
+        total += tl.load(parts_ptr + part * tl.cast(size, tl.int64) + place, mask=ok, other=0.0)
+    if ADD:
+        total += tl.load(partial_ptr + place, mask=ok, other=0.0)
+    tl.store(out_ptr + place, total.to(out_ptr.dtype.element_ty), mask=ok)
+
+
+@triton.jit
+def add_splits(
+    key_parts_ptr, value_parts_ptr, key_partial_ptr, value_partial_ptr, key_out_ptr, value_out_ptr, key_size, value_size,
+    SPLIT: tl.constexpr, ADD: tl.constexpr, TILE: tl.constexpr,
+):
+    """One program TILE numbers of the keys' gradient or, after those, of the values'. ADD: to what others have stored before."""
+    program = tl.cast(tl.program_id(0), tl.int64)
+    key_programs = tl.cdiv(key_size, TILE)
+    if program < key_programs:
+        add_splits_of(key_parts_ptr, key_partial_ptr, key_out_ptr, key_size, program, SPLIT, ADD, TILE)
+    else:
+        add_splits_of(value_parts_ptr, value_partial_ptr, value_out_ptr, value_size, program - key_programs, SPLIT, ADD, TILE)
+
+
+def _add_splits(parts, partials, outs, ADD):
+    """Store the sums of parts, and of partials if ADD, to outs: each a pair for keys and values, contiguous; parts (splits, *shape)."""
+    keys, values = outs
+    _launch(
+        add_splits, _cdiv(keys.numel(), 1024) + _cdiv(values.numel(), 1024),
+        *parts, *partials, *outs, keys.numel(), values.numel(), SPLIT=parts[0].shape[0], ADD=ADD, TILE=1024, warps=4, stages=1,
+    )
 
 
 @gluon.jit
@@ -948,23 +991,25 @@ MOST_LAUNCHED = 4096
 
 def _start(kernel, programs, arguments, constants, options):
     """Run `programs` programs of a kernel, if any. To find what a launch is compiled to takes Triton longer than a short kernel runs:
-    a launch is remembered by all that kernels are specialised by, and one like it goes straight to the compiled kernel, which sees to
-    device, stream and hooks itself. Nothing is remembered where kernels are interpreted, or only compiled, or on AMD's cards, for which
-    they are specialised by a tensor's size as well."""
+    a launch is remembered by all that kernels are specialised by, and one like it on the same device goes straight to the compiled
+    kernel, which sees to hooks itself. Nothing is remembered where kernels are interpreted, or only compiled, or on AMD's cards, for
+    which they are specialised by a tensor's size as well."""
     if programs <= 0:
         return
-    facts = tuple(
-        x if type(x) is int else (x.dtype, x.get_device(), x.data_ptr() % 16) if isinstance(x, torch.Tensor) else _fact(x)
-        for x in arguments
-    )
-    key = (id(kernel), *facts, *constants.items(), *options.values())
+    if torch.version.hip is not None or not isinstance(kernel, triton.JITFunction):
+        kernel[(programs,)](*arguments, **constants, **options)
+        return
+    driver = triton.runtime.driver.active
+    device = driver.get_current_device()
+    facts = (x if type(x) is int else x.dtype if isinstance(x, torch.Tensor) and x.data_ptr() % 16 == 0 else _fact(x) for x in arguments)
+    key = (id(kernel), device, *facts, *constants, *constants.values(), *options.values())
     known = LAUNCHED.get(key)
     if known is not None:
         _, compiled, rest = known
-        compiled[(programs, 1, 1)](*arguments, *rest)
+        compiled[(programs, 1, 1)](*arguments, *rest, stream=driver.get_current_stream(device))
         return
     compiled = kernel[(programs,)](*arguments, **constants, **options)
-    if isinstance(kernel, triton.JITFunction) and isinstance(compiled, triton.compiler.CompiledKernel) and torch.version.hip is None:
+    if isinstance(compiled, triton.compiler.CompiledKernel):
         if len(LAUNCHED) >= MOST_LAUNCHED:
             LAUNCHED.clear()
         # Compiled kernels count constants among their arguments. A kernel that is held keeps its id.
@@ -972,13 +1017,16 @@ def _start(kernel, programs, arguments, constants, options):
 
 
 def _fact(x):
-    """What a kernel is specialised by, of an argument that is neither an integer nor a tensor: a number's type, a descriptor's boxes."""
+    """What a kernel is specialised by, of an argument that is neither an integer nor an aligned tensor: a number's type, a descriptor's
+    boxes, a tensor's type and that it is not aligned."""
+    if isinstance(x, torch.Tensor):
+        return x.dtype, "not aligned"
     return (x.base.dtype, *x.block_shape) if hasattr(x, "block_shape") else type(x)
 
 
 def _launch(kernel, programs, *arguments, warps, stages, **constants):
     """Run `programs` programs of a kernel, if any."""
-    _start(kernel, programs, arguments, constants, dict(num_warps=warps, num_stages=stages))
+    _start(kernel, programs, arguments, constants, {"num_warps": warps, "num_stages": stages})
 
 
 def _launch_hopper(kernel, programs, *arguments, warps, **constants):
@@ -1029,6 +1077,15 @@ def _aligned(tensor):
     return tensor if fits and tensor.data_ptr() % 16 == 0 else tensor.clone(memory_format=torch.contiguous_format)
 
 
+def _describe_once(described, tensor, rows):
+    """A Hopper kernel's view of a tensor, of a copy where it cannot read the tensor itself: what many steps read they describe once.
+    described: those that a call has made, by tensor and rows; it holds the tensors, whose ids are theirs as long."""
+    known = described.get((id(tensor), rows))
+    if known is None:
+        known = described[id(tensor), rows] = tensor, _describe(_aligned(tensor), rows)
+    return known[1]
+
+
 def run_backward(
     grad_out, grad_lse, q, k, v, outs, lse, *, gates=None, weights=None, slots=None, chosen=None, documents=None, sinks=None, scale=None,
     wanted=(),
@@ -1046,9 +1103,11 @@ def run_backward(
     kv_heads = any_k.shape[1]
     group = heads // max(1, kv_heads)
     scale = dim_qk**-0.5 if scale is None else float(scale)
+    dims = dict(DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v))
     grads = {}
-    # Fast kernels run if all numbers are finite, safe ones if not. Of other tensors that they read, rows_backward finds out.
-    wild = _find_wild(k, v)
+    described = {}
+    # Fast kernels run if all numbers are finite, safe ones if not: whoever finds another number stores 1.
+    wild = torch.zeros(1, device=q.device, dtype=torch.int32)
 
     # Deltas of the branch.
     folded_lse_output = torch.empty(batch, heads, n_tokens, device=q.device, dtype=ACC_TORCH)
@@ -1061,32 +1120,35 @@ def run_backward(
         n_tokens, heads, *grad_out.stride()[:3], *q.stride()[:3], DIM=dim_v, PAD=_pad(dim_v), DIM_QK=dim_qk, PAD_QK=_pad(dim_qk), LSE_0_output="output" in grad_lse, warps=8, stages=1,
     )
 
+    # What rows_backward does not look at. Its run is long: meanwhile the host launches these short ones.
+    _find_wild(k, v, wild=wild)
+
     # Queries of output, on Hopper.
-    if any(each in wanted for each in ("q",)):
+    if "q" in wanted:
         grads["q"] = torch.empty(batch, heads, n_tokens, dim_qk, device=q.device, dtype=q.dtype)
         on_hopper = _on_hopper(128, 128, q, k, grad_out, v)
         if on_hopper:
             HEADS = 2 if group % 2 == 0 else 1
             _launch_hopper(
                 attend_output_queries_hopper, batch * (heads // HEADS) * _cdiv(n_tokens, 128 // HEADS),
-                wild, _describe(_aligned(q), 64), _describe(_aligned(k), 64), _describe(_aligned(v), 64), _describe(_aligned(grad_out), 64),
+                wild, _describe_once(described, q, 64), _describe_once(described, k, 64), _describe_once(described, v, 64), _describe_once(described, grad_out, 64),
                 folded_lse_output, folded_delta_output, grads["q"], grads["q"], scale, n_tokens, k.shape[2], heads, kv_heads,
                 _heads_near(heads, kv_heads, k, v),
                 DIM=dim_qk, HEADS=HEADS, ADD=False, warps=8,
             )
 
     # Queries of output.
-    if any(each in wanted for each in ("q",)):
+    if "q" in wanted:
         all_tiles = batch * heads * _cdiv(n_tokens, 128)
         _launch(
             attend_output_queries, _cdiv(all_tiles, _run_length(all_tiles)) if on_hopper else all_tiles,
             q, k, v, grad_out, folded_lse_output, folded_delta_output, wild, grads["q"], grads["q"], scale, n_tokens, k.shape[2], heads, kv_heads, all_tiles,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *grad_out.stride()[:3],
-            DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v), ADD=False, BESIDE=on_hopper, warps=8, stages=3,
+            **dims, ADD=False, BESIDE=on_hopper, warps=8, stages=3,
         )
 
     # Keys and values of output.
-    if any(each in wanted for each in ("k", "v")):
+    if "k" in wanted or "v" in wanted:
         n_keys = k.shape[2]
         on_hopper = _on_hopper(128, 128, q, k, grad_out, v)
         programs = batch * kv_heads * _cdiv(n_keys, 128)
@@ -1103,7 +1165,7 @@ def run_backward(
             padded, lse_rows, delta_rows = _pad_rows(64, wild, folded_lse_output, folded_delta_output)
             _launch_hopper(
                 attend_output_keys_hopper, programs * SPLIT,
-                wild, _describe(_aligned(q), 64), _describe(_aligned(k), 64), _describe(_aligned(v), 64), _describe(_aligned(grad_out), 64), lse_rows, delta_rows,
+                wild, _describe_once(described, q, 64), _describe_once(described, k, 64), _describe_once(described, v, 64), _describe_once(described, grad_out, 64), lse_rows, delta_rows,
                 grads["k"], key_parts, grads["v"], value_parts, scale, n_tokens, n_keys, padded, heads, kv_heads,
                 DIM=dim_qk, MEMBERS=group // SPLIT, SPLIT=SPLIT, ADD=False, warps=8,
             )
@@ -1111,11 +1173,10 @@ def run_backward(
             attend_output_keys, batch * kv_heads * _cdiv(n_keys, 128) * SPLIT,
             q, k, v, grad_out, folded_lse_output, folded_delta_output, wild, grads["k"], key_parts, grads["v"], value_parts, scale, n_tokens, n_keys, heads, kv_heads,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *grad_out.stride()[:3],
-            DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v), SPLIT=SPLIT, ADD=False, BESIDE=on_hopper, warps=8, stages=3,
+            **dims, SPLIT=SPLIT, ADD=False, BESIDE=on_hopper, warps=8, stages=3,
         )
         if SPLIT > 1:
-            grads["k"].copy_(key_parts.sum(0))
-            grads["v"].copy_(value_parts.sum(0))
+            _add_splits((key_parts, value_parts), (grads["k"], grads["v"]), (grads["k"], grads["v"]), ADD=False)
 
     found = {}
     for name in wanted:
