@@ -42,7 +42,6 @@ UNUSUAL = (
     Sizes(heads=1, kv_heads=1, dim_qk=16, dim_v=16),
     Sizes(heads=3, kv_heads=1, dim_qk=40, dim_v=40),
     Sizes(batch=2, heads=7, kv_heads=1, dim_qk=80, dim_v=96),
-    Sizes(heads=16, kv_heads=1, dim_qk=192, dim_v=128),
     Sizes(heads=33, kv_heads=11, dim_qk=96, dim_v=80),
     Sizes(heads=2, kv_heads=2, dim_qk=256, dim_v=256),
     Sizes(batch=1100, heads=64, kv_heads=4, dim_qk=16, dim_v=16),
@@ -52,6 +51,7 @@ UNUSUAL = (
 SQUARE = (
     Sizes(dim_qk=64, dim_v=64),
     Sizes(heads=4, kv_heads=1, dim_qk=128, dim_v=128),
+    Sizes(heads=16, kv_heads=1, dim_qk=192, dim_v=128),
     Sizes(heads=3, kv_heads=3, dim_qk=64, dim_v=64),
 )
 """Head dimensions that Hopper's kernels take: groups of four, and heads that share nothing."""

@@ -43,9 +43,12 @@ LEAST_VISITS = 32
 """Key tiles of a query tile from which NARROW_FORWARD is worth its longer start: causal at 8,192 tokens. Not measured from 9 to these."""
 
 QUERIES = {(64, 64): (128, 128, 8, 3), (128, 128): (128, 64, 8, 3), (192, 128): (128, 64, 8, 2)}
-"""By head dimensions of queries and values, as KEYS. A program whose heads share keys two by two takes half the rows of each."""
+"""By head dimensions of queries and values, as KEYS. A program whose heads share keys two by two takes half the rows of each. With 192
+features there is no room for a third stage beside the sums on their way out."""
 
 KEYS = {(64, 64): (64, 128, 8, 2), (128, 128): (64, 128, 8, 2), (192, 128): (32, 128, 8, 4)}
+"""With 192 features the sums take 160 registers a thread, which leaves room for the scores of 32 rows: with 64 the assembler makes every
+product wait for the one before (and spills 192 bytes)."""
 
 
 def forward_sizes(branch: Branch, relation: Condition, dim_qk: int, dim_v: int) -> Sizes | None:

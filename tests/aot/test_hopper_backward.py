@@ -26,7 +26,10 @@ KERNELS = {
 }
 
 
-@pytest.mark.parametrize(("name", "shape"), [("nsa", LaunchShape(128, 128, "bf16")), ("causal", LaunchShape(64, 64, "fp16"))])
+SHAPES = [("nsa", LaunchShape(128, 128, "bf16")), ("nsa", LaunchShape(192, 128, "bf16")), ("causal", LaunchShape(64, 64, "fp16"))]
+
+
+@pytest.mark.parametrize(("name", "shape"), SHAPES, ids=lambda each: str(getattr(each, "dim_qk", each)))
 def test_kernels_fit(name: str, shape: LaunchShape) -> None:
     pattern = load_spec(EXAMPLES / f"{name}.nsa").pattern(name)
     launches = {each.kernel.__name__: each for each in record_launches(pattern, shape, backward=True)}

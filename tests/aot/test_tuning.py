@@ -29,7 +29,7 @@ def window() -> Pattern:
     ("relation", "shape", "kernels"),
     [
         ("window(512)", LaunchShape(), 3),
-        ("window(512)", LaunchShape(dim_qk=192), 1),
+        ("window(512)", LaunchShape(dim_qk=192), 3),
         ("{ i, j : (j // 64 + i // 64) % 9 == 0 }", LaunchShape(), 1),
     ],
     ids=["window", "wide", "blocks of 64"],
@@ -43,7 +43,7 @@ def test_shared_memory_is_what_the_template_allocates(relation: str, shape: Laun
         assert stand.hopper is not None
         taken = compile_launch(launches[f"{name}_hopper"], "sm_90").shared
         assert 0 <= hopper_bytes(stand.hopper, stand, shape) - taken <= 1024, name
-    if kernels == 3:
+    if kernels == 3 and shape == LaunchShape():
         # The card refused it: 262,248 bytes.
         assert 0 <= hopper_bytes(Tiles(128, 128, 8, 2), stands["attend_output_queries"], shape) - 262_248 <= 1024
 
