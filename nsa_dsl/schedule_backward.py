@@ -156,8 +156,9 @@ def _plan_node(graph: BlockGraph, name: str, node: Node, shape: LaunchShape) -> 
             return (SinksStep(owner),)
         case QueryGradNode(branch, _, may_where, slot_where):
             attend = plan_attend(graph, name, branch, may_where if slot_where is None else slot_where, shape)
-            tiles = plain_tiles(shape, f"attend_{branch.name}_queries", _query_tiles(attend, shape))
-            return (QueriesStep(replace(attend, tiles=tiles), _hopper_queries(attend, shape)),)
+            hopper = _hopper_queries(attend, shape)
+            tiles = plain_tiles(shape, f"attend_{branch.name}_queries", _query_tiles(attend, shape, beside=hopper is not None))
+            return (QueriesStep(replace(attend, tiles=tiles), hopper),)
         case KeyGradNode(branch, _, may_where, slot_where):
             # The graph holds the transposed relation; tiles are made from either side of the same one.
             relation = transposed(may_where if slot_where is None else slot_where)
@@ -234,13 +235,14 @@ def _hopper_keys(attend: StaticStep, shape: LaunchShape) -> Tiles | None:
     return hopper_tiles(shape, f"attend_{attend.branch.name}_keys", None if sizes is None else Tiles(*sizes))
 
 
-def _query_tiles(attend: AttendStep, shape: LaunchShape) -> Tiles:
-    """Tiles of the queries' gradient."""
+def _query_tiles(attend: AttendStep, shape: LaunchShape, *, beside: bool = False) -> Tiles:
+    """Tiles of the queries' gradient. beside: a Gluon kernel stands beside the plain one, which then has a loop over tiles around it: for
+    head dimensions above 128 its registers are enough for half the rows."""
     if isinstance(attend, ChosenStep):
         return chosen_tiles(shape)
     dims = sum(shape.padded)
     ladder = _QUERIES_32_BIT if shape.element_bytes > 2 else _QUERIES_16_BIT
-    pairs = CARDS[shape.card].static_pairs if max(shape.padded) <= 128 else 64 * 32
+    pairs = CARDS[shape.card].static_pairs if max(shape.padded) <= 128 else (32 if beside else 64) * 32
     fitting = tuple(each for each in ladder if each.rows * each.cols <= pairs)
     usual = tile_override(shape, first_that_fits(fitting, shape, dims, dims))
     return least_area(usual, tile_override(shape, Tiles(64, 64, 4, 2)), attend.relation, key_positions(attend.branch))
