@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -91,13 +91,15 @@ def plain_tiles(shape: LaunchShape, kernel: str, tiles: Tiles) -> Tiles:
     return tiles if pin is None or pin.hopper else pin.tiles
 
 
-def hopper_tiles(shape: LaunchShape, kernel: str, tiles: Tiles | None) -> Tiles | None:
-    """The tiles of a Gluon kernel beside the plain one, as pinned if they are. tiles: the schedule's own; None where there can be none,
-    and then no pin makes one."""
+def hopper_tiles(shape: LaunchShape, kernel: str, tiles: Tiles | None, fits: Callable[[Tiles], bool]) -> Tiles | None:
+    """The tiles of a Gluon kernel beside the plain one, as pinned if they are and the kernel is right with them. tiles: the schedule's own;
+    None where there can be none, and then no pin makes one. fits: whether the kernel may have other ones."""
     pin = pinned(shape, kernel)
     if pin is None or pin.hopper is None or tiles is None:
         return tiles
-    return pin.tiles if pin.hopper else None
+    if not pin.hopper:
+        return None
+    return pin.tiles if fits(pin.tiles) else tiles
 
 
 def power_of_two(size: int, least: int = 16) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, TypeAlias, assert_never
 
 from nsa_dsl.graph import (
@@ -70,7 +71,7 @@ from nsa_dsl.schedule_chosen import (
     parts,
     takes_one_list,
 )
-from nsa_dsl.schedule_hopper import forward_sizes
+from nsa_dsl.schedule_hopper import forward_fits, forward_sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +230,8 @@ def plan_attend(graph: BlockGraph, name: str, branch: Branch, relation: Conditio
             raise NotSupported(f"branch {branch.name}: slot visibility was not derived; run the passes first")
         tiles = plain_tiles(shape, f"attend_{branch.name}", static_tiles(shape, relation, key_positions(branch)))
         sizes = forward_sizes(branch, relation, shape.dim_qk, shape.dim_v) if on_hopper(shape) else None
-        hopper = hopper_tiles(shape, f"attend_{branch.name}", None if sizes is None else Tiles(*sizes))
+        fits = partial(forward_fits, branch, relation)
+        hopper = hopper_tiles(shape, f"attend_{branch.name}", None if sizes is None else Tiles(*sizes), fits)
         return StaticStep(f"attend.{branch.name}", branch, keys, values, relation, tiles, hopper)
     where = _with_extra_blocks(branch)
     run = _common_run([each.every for each in branch.choices])

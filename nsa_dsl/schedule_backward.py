@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, TypeAlias, assert_never
 
 from nsa_dsl.graph import (
@@ -31,7 +32,7 @@ from nsa_dsl.schedule import (
 )
 from nsa_dsl.schedule_area import least_area
 from nsa_dsl.schedule_chosen import parts
-from nsa_dsl.schedule_hopper import keys_sizes, queries_sizes
+from nsa_dsl.schedule_hopper import keys_fit, keys_sizes, queries_fit, queries_sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,7 @@ def _join(steps: Iterable[BackwardStep], shape: LaunchShape) -> tuple[BackwardSt
             case (
                 [QueriesStep(StaticStep(branch=one), Tiles() as tiles) as lead, *_],
                 QueriesStep(StaticStep(branch=other) as attend, Tiles() as own),
-            ) if one.scale == other.scale and (own == tiles or pinned(shape, f"attend_{other.name}_queries") is None):
+            ) if one.scale == other.scale and (own == tiles or _takes(shape, attend, tiles)):
                 made[first] = replace(lead, others=(*lead.others, attend))
                 step = replace(step, hopper=tiles, joined=True)
             case _:
@@ -219,12 +220,19 @@ registers for rows, too; the third where features are parted and the card has pr
 then reads some twenty offsets again from local memory, beside its 26 products."""
 
 
+def _takes(shape: LaunchShape, attend: StaticStep, tiles: Tiles) -> bool:
+    """Whether a step of queries may have the tiles of another one: nobody decided its own, and these fit it as well."""
+    kernel = f"attend_{attend.branch.name}_queries"
+    return pinned(shape, kernel) is None and queries_fit(attend.branch, attend.relation, tiles)
+
+
 def _hopper_queries(attend: AttendStep, shape: LaunchShape) -> Tiles | None:
     """Tiles of the Gluon kernel of the queries' gradient."""
     if not isinstance(attend, StaticStep) or not on_hopper(shape):
         return None
     sizes = queries_sizes(attend.branch, attend.relation, shape.dim_qk, shape.dim_v)
-    return hopper_tiles(shape, f"attend_{attend.branch.name}_queries", None if sizes is None else Tiles(*sizes))
+    fits = partial(queries_fit, attend.branch, attend.relation)
+    return hopper_tiles(shape, f"attend_{attend.branch.name}_queries", None if sizes is None else Tiles(*sizes), fits)
 
 
 def _hopper_keys(attend: StaticStep, shape: LaunchShape) -> Tiles | None:
@@ -232,7 +240,8 @@ def _hopper_keys(attend: StaticStep, shape: LaunchShape) -> Tiles | None:
     if not on_hopper(shape):
         return None
     sizes = keys_sizes(attend.branch, attend.relation, shape.dim_qk, shape.dim_v)
-    return hopper_tiles(shape, f"attend_{attend.branch.name}_keys", None if sizes is None else Tiles(*sizes))
+    fits = partial(keys_fit, attend.branch, attend.relation)
+    return hopper_tiles(shape, f"attend_{attend.branch.name}_keys", None if sizes is None else Tiles(*sizes), fits)
 
 
 def _query_tiles(attend: AttendStep, shape: LaunchShape, *, beside: bool = False) -> Tiles:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TypeAlias
 
 from nsa_dsl.count import count_tiles
+from nsa_dsl.launch import Tiles
 from nsa_dsl.lift import key_positions
 from nsa_dsl.pattern import Branch
 from nsa_dsl.relation import Condition, FloorDiv, Modulo, SameDocument, Term, symbols, walk
@@ -76,6 +77,15 @@ def _packs(relation: Condition, dim_qk: int, keys: Term) -> bool:
     return clearly_less(FORWARD[:2], PACKED[:2], relation, keys) and walks_as_one(relation, *PACKED[:2], keys)
 
 
+def forward_fits(branch: Branch, relation: Condition, tiles: Tiles) -> bool:
+    """Whether the kernel of forward_sizes, where there is one, may have these tiles: their walk is one, and heads that share rows see the
+    same keys."""
+    shared = tiles.rows < 16 * tiles.warps
+    if shared and not symbols(relation).isdisjoint({"h", "heads", "kv_heads"}):
+        return False
+    return walks_as_one(relation, tiles.rows, tiles.cols, key_positions(branch))
+
+
 def forward_choices(dim_qk: int, dim_v: int) -> tuple[Sizes, ...]:
     """The sizes among which forward_sizes chooses. Three consumers have 160 registers a thread: enough for 64 features."""
     return (FORWARD, NARROW_FORWARD) if dim_qk == dim_v == 64 else (FORWARD,)
@@ -108,8 +118,12 @@ def queries_sizes(branch: Branch, relation: Condition, dim_qk: int, dim_v: int) 
     sizes = QUERIES.get((dim_qk, dim_v))
     if sizes is None:
         return None
-    rows, cols, _, _ = sizes
-    return sizes if all(_differentiable(branch, relation, each, cols, "keys") for each in (rows, rows // 2)) else None
+    return sizes if queries_fit(branch, relation, Tiles(*sizes)) else None
+
+
+def queries_fit(branch: Branch, relation: Condition, tiles: Tiles) -> bool:
+    """Whether the kernel of queries_sizes may have these tiles, for one head and for two."""
+    return all(_differentiable(branch, relation, rows, tiles.cols, "keys") for rows in (tiles.rows, tiles.rows // 2))
 
 
 def keys_sizes(branch: Branch, relation: Condition, dim_qk: int, dim_v: int) -> Sizes | None:
@@ -117,8 +131,12 @@ def keys_sizes(branch: Branch, relation: Condition, dim_qk: int, dim_v: int) -> 
     sizes = KEYS.get((dim_qk, dim_v))
     if sizes is None:
         return None
-    rows, cols, _, _ = sizes
-    return sizes if _differentiable(branch, relation, rows, cols, "queries") else None
+    return sizes if keys_fit(branch, relation, Tiles(*sizes)) else None
+
+
+def keys_fit(branch: Branch, relation: Condition, tiles: Tiles) -> bool:
+    """Whether the kernel of keys_sizes may have these tiles."""
+    return _differentiable(branch, relation, tiles.rows, tiles.cols, "queries")
 
 
 def _differentiable(branch: Branch, relation: Condition, rows: int, cols: int, over: Side) -> bool:

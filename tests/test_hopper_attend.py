@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from nsa_dsl import reference
 from nsa_dsl.compiler import compile_source
 from nsa_dsl.execute import load_module
-from nsa_dsl.launch import LaunchShape
+from nsa_dsl.launch import LaunchShape, Pin, Tiles
 from nsa_dsl.loader import load_spec
 from nsa_dsl.pattern import Pattern
 from nsa_dsl.tuning.candidates import candidates, find_stands
@@ -79,6 +80,28 @@ def test_heads_of_a_group_share_blocks_of_64(past: str, tokens: int, heads: int,
     assert stand.hopper is not None
     assert (stand.hopper.rows, stand.hopper.cols, stand.hopper.warps) == (64, 64, 8)
     check(pattern, *tensors((1, heads, tokens, dim), (1, kv_heads, tokens, dim), (1, kv_heads, tokens, dim)))
+
+
+@pytest.mark.parametrize(
+    ("relation", "kernel", "tiles", "taken"),
+    [
+        ("causal", "attend_output", (128, 64, 8, 3), True),
+        ("causal", "attend_output", (64, 64, 8, 4), True),
+        ("causal & { i, j, h : h % 2 == 0 or j + 130 > i }", "attend_output", (64, 64, 8, 4), False),
+        ("{ i, j : (j // 64 + i // 64) % 9 == 0 }", "attend_output", (128, 128, 8, 2), False),
+        ("causal", "attend_output_queries", (128, 32, 8, 4), True),
+        ("{ i, j : (j // 64 + i // 64) % 9 == 0 }", "attend_output_queries", (128, 64, 8, 3), False),
+        ("{ i, j : (j // 128 + i // 128) % 9 == 0 }", "attend_output_keys", (16, 128, 8, 2), False),
+        ("causal", "attend_output_keys", (32, 128, 8, 4), True),
+    ],
+)
+def test_pins_whose_walk_is_not_one_are_not_taken(relation: str, kernel: str, tiles: tuple[int, int, int, int], taken: bool) -> None:
+    """A kernel with them would be wrong: it goes through one short sequence of loops, and heads that share rows share keys."""
+    pattern, shape = load_spec(f"pattern p {{ output attend(tokens, {relation}) }}").pattern("p"), LaunchShape()
+    usual = find_stands(pattern, shape, backward=True)[kernel].hopper
+    pinned = find_stands(pattern, replace(shape, pins=((kernel, Pin(Tiles(*tiles), True)),)), backward=True)[kernel].hopper
+    assert pinned == (Tiles(*tiles) if taken else usual)
+    assert pinned is None or taken or pinned != Tiles(*tiles)
 
 
 def test_heads_that_cannot_share_run_alone() -> None:
