@@ -4,9 +4,9 @@
                                   [--repeats N] [--commit HASH]
 
 Correctness first: gradients of q, k, v, gates, weights, compressors' parameters and sinks for every pattern of every example, in
-bf16/fp16/fp32, at lengths 1 to 8,192, in memory that holds NaN before it is written; repeats bit by bit; with --long, NSA at 65,536 tokens
-against the paper's equations on runs of rows in float32. Then times: medians of CUDA events, L2 flushed before every run, random inputs.
-One table last; everything as JSON under DIR.
+bf16/fp16/fp32, at lengths 1 to 8,192, in memory that holds NaN before it is written; repeats, and replays of CUDA graphs, bit by bit; with
+--long, NSA at 65,536 tokens against the paper's equations on runs of rows in float32. Then times: medians of CUDA events, L2 flushed before
+every run, random inputs. One table last; everything as JSON under DIR.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.cases import LONG_NSA, SQUARE, UNUSUAL, USUAL
-from benchmarks.cases_backward import Repeats, check_gradients
+from benchmarks.cases_backward import Captured, Repeats, check_gradients
 from benchmarks.literal_nsa import check_long_gradients
 from benchmarks.suite import Outcome, attempt_alone, command_line, example, report, run_checks
 from benchmarks.timing import time_nsa, time_static
@@ -54,6 +54,7 @@ def main() -> int:
     if not options.skip_checks:
         repeated = [each for each in REPEATED if not options.only or each[0] in options.only]
         outcomes += [attempt_alone(Repeats(options.repeats), *each, "bf16", 4096, SQUARE[0]) for each in repeated]
+        outcomes += [attempt_alone(Captured(), *each, "bf16", 700, SQUARE[0]) for each in repeated]
         outcomes += check_all(options.only, options.workers, options.lengths, options.seconds)
     times = [] if options.skip_times else [*time_nsa(example("nsa", "nsa"), backward=True), *time_static()]
     return report(options.out / "backward.json", describe_machine(options.commit), outcomes, times)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from benchmarks.cases import TORCH, USUAL, Sizes, make_inputs, packed, ungated
 from nsa_dsl import reference
+from nsa_dsl.bench.graphs import capture, warm
 from nsa_dsl.op import AttentionOp
 from nsa_dsl.pattern import Pattern
 from nsa_dsl.verify.checks import FLOAT32, greatest
@@ -145,3 +146,36 @@ class Repeats:
                 for run in range(1, self.runs)
                 for each in _differences("repeated", first, op_gradients(op, inputs, cotangents))
             ]
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """A check that a CUDA graph of forward and backward, replayed on other queries, keys and values, gives an ordinary call's bits."""
+
+    def __call__(self, pattern: Pattern, dtype: str, tokens: int, sizes: Sizes = USUAL, device: str = "cuda") -> list[str]:
+        op = AttentionOp(pattern)
+        inputs, others = (make_inputs(pattern, TORCH[dtype], tokens, sizes, seed=seed, device=device) for seed in (0, 1))
+        cotangents = make_cotangents(pattern, inputs)[1]
+        call, asked = watch(inputs)
+
+        def both() -> Leaves:
+            out, lse = op(call.q, call.k, call.v, return_lse=True, **call.options)
+            return {"out": out.detach(), **_pull(asked, out, lse, cotangents)}
+
+        with repeatable():
+            warm(both)
+            graph, made = capture(both)
+            with torch.no_grad():
+                for name in ("q", "k", "v"):
+                    _put(getattr(inputs, name), getattr(others, name))
+            graph.replay()
+            return _differences("captured", made, both())
+
+
+def _put(into: Any, values: Any) -> None:
+    """Other numbers in the same memory; a tensor, or one a branch."""
+    if isinstance(into, Tensor):
+        into.copy_(values)
+    else:
+        for name, each in into.items():
+            each.copy_(values[name])

@@ -1,6 +1,6 @@
 """The performance table of the README: NSA, its shapes and group sizes, static patterns and scaling, each beside its peers.
 
-    python benchmarks/performance.py [--only nsa,shapes,groups,static,scaling,fla] [--seconds N] [--budget SECONDS] [--out DIR]
+    python benchmarks/performance.py [--only nsa,shapes,graphs,groups,static,scaling,fla] [--seconds N] [--budget SECONDS] [--out DIR]
                                      [--add FILE] [--commit HASH]
 
 Every section runs in a process of its own, within its time, and all of them within --seconds. Rows are printed as they come, and kept: a

@@ -239,6 +239,38 @@ def test_measuring_keeps_what_was_measured_before_a_failure(monkeypatch: pytest.
     assert reason(torch.cuda.OutOfMemoryError("tried to allocate")) == "out of memory"
 
 
+def test_graphs_are_what_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = list[str]()
+
+    class Graph:
+        def __init__(self, call: Callable[[], Any]) -> None:
+            self.call = call
+
+        def pool(self) -> None:
+            said.append("pool")
+
+        def replay(self) -> str:
+            return "replay"
+
+    def capture(call: Callable[[], Any], pool: Any = None) -> tuple[Graph, Any]:  # noqa: ARG001
+        return Graph(call), call()
+
+    def median_ms(call: Callable[[], Any], **_: object) -> float:
+        said.append(call())
+        return 2.0
+
+    for module in ("run", "graphs"):
+        monkeypatch.setattr(f"nsa_dsl.bench.{module}.capture", capture)
+        monkeypatch.setattr(f"nsa_dsl.bench.{module}.warm", lambda call: call())
+    monkeypatch.setattr("nsa_dsl.bench.run.peak_bytes", lambda call: (call(), 2**30)[1])
+    monkeypatch.setattr("nsa_dsl.bench.run.median_ms", median_ms)
+    leaf = torch.ones(3, requires_grad=True)
+    row = measure(Row("a", "b", 3, OWN), Prepared(lambda: leaf * 2, (leaf,), torch.ones(3), None), backward=True, graphs=True)
+    assert (row.forward_ms, row.backward_ms, row.refused) == (2.0, 2.0, "")
+    assert said == ["replay", "pool", "replay"]
+    assert str(Settings((64,), graphs=True)) == str(Settings((64,))) + ", CUDA graphs"
+
+
 def test_every_launch_is_seen_and_put_back() -> None:
     module, seen = types.ModuleType("generated"), list[str]()
     launched = list[int]()

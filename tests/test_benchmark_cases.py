@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from benchmarks import cases_backward, literal_nsa
 from benchmarks.cases import Sizes, make_inputs, ungated
-from benchmarks.cases_backward import Repeats, check_gradients, make_cotangents, reference_gradients
+from benchmarks.cases_backward import Captured, Repeats, check_gradients, make_cotangents, reference_gradients
 from benchmarks.suite import example
 from nsa_dsl import reference
 from nsa_dsl.pattern import Pattern
@@ -72,3 +73,27 @@ def test_runs_that_differ_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for fault in ("none", "never the same"):
         monkeypatch.setattr(cases_backward, "AttentionOp", lambda pattern, fault=fault: Dense(pattern, fault))
         assert bool(Repeats(3)(example("causal", "causal"), "fp32", 20, SIZES, "cpu")) == (fault != "none")
+
+
+@pytest.mark.parametrize(
+    ("fault", "found"), [("none", []), ("not replayed", ["out", "q", "k", "v"]), ("an input of its own", ["out", "q", "k", "v"])]
+)
+def test_graphs_that_do_not_replay_the_call_are_refused(fault: str, found: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Graph:
+        def __init__(self, call: Callable[[], Any], kept: Any) -> None:
+            self.call, self.kept = call, kept
+
+        def replay(self) -> None:
+            if fault != "not replayed":
+                for name, each in self.call().items():
+                    self.kept[name].copy_(each)
+
+    def capture(call: Callable[[], Any]) -> tuple[Graph, Any]:
+        made = call()
+        return Graph((lambda: {name: each.clone() for name, each in made.items()}) if fault == "an input of its own" else call, made), made
+
+    monkeypatch.setattr(cases_backward, "AttentionOp", lambda pattern: Dense(pattern, "none"))
+    monkeypatch.setattr(cases_backward, "warm", lambda call: call())
+    monkeypatch.setattr(cases_backward, "capture", capture)
+    refused = Captured()(example("causal", "causal"), "fp32", 20, SIZES, "cpu")
+    assert refused == [f"captured: d({name}) differs" for name in found]

@@ -25,7 +25,8 @@ FORMAT = 1
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What to measure. lengths: tokens, one row of the table each; dtype: of q, k and v; own: whether the pattern's own op is measured, or
-    its peers alone; budget: seconds after which no further measurement begins, None for no limit."""
+    its peers alone; graphs: whether passes are captured as CUDA graphs and replays are timed; budget: seconds after which no further
+    measurement begins, None for no limit."""
 
     lengths: tuple[int, ...]
     heads: int = 64
@@ -37,11 +38,12 @@ class Settings:
     peers: tuple[Peer, ...] = PEERS
     own: bool = True
     backward: bool = True
+    graphs: bool = False
     budget: float | None = None
 
     def __str__(self) -> str:
         dims = f"{self.dim_qk}" if self.dim_qk == self.dim_v else f"{self.dim_qk}/{self.dim_v}"
-        return f"{self.heads}/{self.kv_heads} heads, D = {dims}, {self.dtype}"
+        return f"{self.heads}/{self.kv_heads} heads, D = {dims}, {self.dtype}{', CUDA graphs' if self.graphs else ''}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from nsa_dsl.arguments import Shape
 from nsa_dsl.bench.compilers import Compilers
 from nsa_dsl.bench.contender import Case, Prepared, Refused
 from nsa_dsl.bench.fla import prepare_fla
+from nsa_dsl.bench.graphs import capture, capture_both, warm
 from nsa_dsl.bench.inputs import make_inputs, mean_union, token_major
 from nsa_dsl.bench.peers import prepare_dense, prepare_flex, prepare_own
 from nsa_dsl.bench.rows import DENSE, OWN, Products, Row, Settings, tflops
@@ -84,8 +85,8 @@ def run(
                     problem, union = make_case(op, settings, tokens, causal, device, compilers)
                 if name == OWN:
                     row = replace(row, union=union)
-                row = measure(row, _prepare(problem, op, name), backward=settings.backward, early=early)
-                if name == OWN:
+                row = measure(row, _prepare(problem, op, name), backward=settings.backward, graphs=settings.graphs, early=early)
+                if name == OWN and not settings.graphs:
                     row = _with_kernels(row, problem, op, settings.backward)
             except Exception as error:  # a contender that fails is a line of the table
                 row = replace(row, refused=reason(error))
@@ -180,15 +181,16 @@ def _prepare(case: Case, op: AttentionOp, name: str) -> Prepared:
             return prepare_own(case, op)
 
 
-def measure(row: Row, prepared: Prepared, *, backward: bool, early: Callable[[Row], None] = lambda _: None) -> Row:
-    """The row with times and memory filled in. Where backward fails, forward's numbers stay and the row says why. early: as of `run`."""
+def measure(row: Row, prepared: Prepared, *, backward: bool, graphs: bool = False, early: Callable[[Row], None] = lambda _: None) -> Row:
+    """The row with times and memory filled in. Where backward fails, forward's numbers stay and the row says why. graphs: as of `Settings`.
+    early: as of `run`."""
     row = replace(row, note=prepared.note)
     if prepared.mask is not None:
         row = replace(row, mask_first_ms=prepared.mask.first_ms, mask_ms=prepared.mask.ms, mask_gib=prepared.mask.gib)
     with torch.no_grad():
         prepared.forward()
         memory = peak_bytes(prepared.forward)
-        ms = median_ms(prepared.forward, patience=PATIENCE)
+        ms = _forward_ms(prepared, graphs)
     work = prepared.products
     row = replace(row, forward_ms=ms, forward_gib=memory / 2**30, forward_tflops=tflops(work.forward if work else None, ms))
     if not backward:
@@ -197,13 +199,25 @@ def measure(row: Row, prepared: Prepared, *, backward: bool, early: Callable[[Ro
     try:
         prepared.both()
         memory = peak_bytes(prepared.both)
-        ms = _backward_ms(prepared)
+        ms = _backward_ms(prepared, graphs)
     except Exception as error:  # as in `run`
         return replace(row, refused=f"backward: {reason(error)}")
     return replace(row, backward_ms=ms, both_gib=memory / 2**30, backward_tflops=tflops(work.backward if work else None, ms))
 
 
-def _backward_ms(prepared: Prepared) -> float:
+def _forward_ms(prepared: Prepared, graphs: bool) -> float:
+    if not graphs:
+        return median_ms(prepared.forward, patience=PATIENCE)
+    warm(prepared.forward)
+    graph, _ = capture(prepared.forward)
+    return median_ms(graph.replay, patience=PATIENCE)
+
+
+def _backward_ms(prepared: Prepared, graphs: bool) -> float:
+    if graphs:
+        forward, backward = capture_both(prepared)
+        forward.replay()
+        return median_ms(backward.replay, patience=PATIENCE)
     if not prepared.once:
         out = prepared.forward()
         return median_ms(lambda: torch.autograd.grad(out, prepared.leaves, prepared.cotangent, retain_graph=True), patience=PATIENCE)

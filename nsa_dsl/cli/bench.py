@@ -39,6 +39,7 @@ def bench(
     dtype: DtypeOption = Dtype.bf16,
     choices: Annotated[Choices, typer.Option(help="How much 64 neighbouring queries agree on the blocks they choose.")] = Choices.random,
     backward: Annotated[bool, typer.Option("--backward/--forward-only", help="Measure the backward pass, too.")] = True,
+    graphs: Annotated[bool, typer.Option("--graphs", help="Time replays of CUDA graphs, without the host's part of a call.")] = False,
     peers: Annotated[str, typer.Option(metavar="NAME,...", help=f"Of {', '.join(PEERS)}; or none.")] = ",".join(PEERS),
     json: Annotated[Path | None, typer.Option(metavar="PATH", help="Write the results here.", show_default=False)] = None,
     png: Annotated[Path | None, typer.Option(metavar="PATH", help="Draw them here; needs matplotlib.", show_default=False)] = None,
@@ -58,6 +59,7 @@ def bench(
         sharing=choices.value,
         peers=parse_peers(peers),
         backward=backward,
+        graphs=graphs,
         budget=budget,
     )
     require_groups(heads, kv_heads)

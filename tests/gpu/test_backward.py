@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.backward import FEW_HEADS, REPEATED
 from benchmarks.cases import DTYPES, SQUARE, UNUSUAL, Sizes
-from benchmarks.cases_backward import Repeats, check_gradients
+from benchmarks.cases_backward import Captured, Repeats, check_gradients
 from benchmarks.literal_nsa import check_long_gradients
 from benchmarks.suite import WALKS, example, examples
 
@@ -41,6 +41,11 @@ def test_unusual_sizes(file: str, name: str, dtype: str, sizes: Sizes) -> None:
 @pytest.mark.parametrize(("file", "name"), REPEATED)
 def test_runs_repeat_bit_by_bit(file: str, name: str) -> None:
     assert Repeats(20)(example(file, name), "bf16", 4096, SQUARE[0]) == []
+
+
+@pytest.mark.parametrize(("file", "name"), REPEATED)
+def test_graphs_replay_calls(file: str, name: str) -> None:
+    assert Captured()(example(file, name), "bf16", 700, SQUARE[0]) == []
 
 
 def test_nsa_at_65536_tokens() -> None:
