@@ -10,10 +10,14 @@ KEPT_ITEM_ROWS = 8192
 """The same, where slopes are kept and a launch takes some of the queries only."""
 
 SLOPE_BYTES = 256 * 1024 * 1024
-"""Most memory that kept slopes may take, a part at a time."""
+"""Memory that kept slopes take, a part at a time; more only by the next two."""
 
 ALL_SLOPE_BYTES = 1024 * 1024 * 1024
 """So much where that is all of them (NSA, 64 heads, 8,192 tokens): a short context's backward is bound by its launches."""
+
+SLOPE_CHUNKS = 8
+"""Most parts that the queries of kept slopes are taken in, whatever they take: each part reads and writes the sums of all blocks that its
+queries chose, which would be a quadratic number of bytes. Slopes then take as much as one KV head's queries do (NSA at 65,536 tokens: 8)."""
 
 SUM_BYTES = 512 * 1024 * 1024
 """Most memory that the sum for the queries' gradient takes, as far as heads can be parted."""
@@ -26,6 +30,7 @@ KEPT_ITEM_ROWS = {KEPT_ITEM_ROWS}
 KEEP_SLOPES = True
 SLOPE_BYTES = {SLOPE_BYTES}
 ALL_SLOPE_BYTES = {ALL_SLOPE_BYTES}
+SLOPE_CHUNKS = {SLOPE_CHUNKS}
 SUM_BYTES = {SUM_BYTES}
 PROGRAMS_WANTED = {PROGRAMS_WANTED}"""
 """What generated modules know of these."""

@@ -36,9 +36,12 @@ def capture(call: Callable[[], Any], pool: Any = None) -> tuple[Any, Any]:
     return graph, kept
 
 
-def capture_both(prepared: Prepared) -> tuple[Any, Any]:
-    """The graphs of a contender's two passes: backward's reads what forward's last replay left."""
+def capture_both(prepared: Prepared) -> tuple[Any, Any, Any]:
+    """The graphs of a contender's two passes, and what must be held as long as they are replayed: backward's, which may be replayed more than
+    once, reads what forward's last replay left, and memory of a graph that nobody holds goes to what is captured next."""
     warm(prepared.both)
     forward, out = capture(prepared.forward)
-    backward, _ = capture(lambda: torch.autograd.grad(out, prepared.leaves, prepared.cotangent), forward.pool())
-    return forward, backward
+    backward, made = capture(
+        lambda: torch.autograd.grad(out, prepared.leaves, prepared.cotangent, retain_graph=not prepared.once), forward.pool()
+    )
+    return forward, backward, (out, made)

@@ -215,9 +215,11 @@ def _forward_ms(prepared: Prepared, graphs: bool) -> float:
 
 def _backward_ms(prepared: Prepared, graphs: bool) -> float:
     if graphs:
-        forward, backward = capture_both(prepared)
+        forward, backward, held = capture_both(prepared)
         forward.replay()
-        return median_ms(backward.replay, patience=PATIENCE)
+        ms = median_ms(backward.replay, patience=PATIENCE)
+        del held
+        return ms
     if not prepared.once:
         out = prepared.forward()
         return median_ms(lambda: torch.autograd.grad(out, prepared.leaves, prepared.cotangent, retain_graph=True), patience=PATIENCE)

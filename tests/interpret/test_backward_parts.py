@@ -36,7 +36,7 @@ pattern parted {
 def _op(text: str, changes: dict[str, Any], **limits: int) -> tuple[AttentionOp, Any, Any]:
     """An op whose generated backward module has other limits, its case and its inputs. Slopes in parts stay in parts."""
     if "SLOPE_BYTES" in limits:
-        limits = {"ALL_SLOPE_BYTES": 0, **limits}
+        limits = {"ALL_SLOPE_BYTES": 0, "SLOPE_CHUNKS": 1 << 20, **limits}
     pattern, case = parse(text), replace(USUAL, **{"gradients": "out and lse", "tokens": 43, **changes})
     op, inputs = compiled(pattern, case), inputs_of(pattern, case)
     module = op.module(inputs.q, case.d_v, backward=True)
@@ -53,6 +53,8 @@ def _op(text: str, changes: dict[str, Any], **limits: int) -> tuple[AttentionOp,
         (SELECTED, {}, {"SLOPE_BYTES": 30_000, "KEPT_ITEM_ROWS": 1}),
         # Two chunks, whose common blocks have more than one item.
         (SELECTED, {"batch": 2}, {"SLOPE_BYTES": 12_000, "KEPT_ITEM_ROWS": 1}),
+        # Three, which are more than there is room for, of unequal lengths.
+        (SELECTED, {"batch": 2}, {"SLOPE_BYTES": 1, "SLOPE_CHUNKS": 3}),
         (ALONE, {"dtype": "fp16", "heads": 2, "kv_heads": 1}, {"SLOPE_BYTES": 1_000}),
         (PLAIN, {}, {"SUM_BYTES": 1}),
     ],
@@ -74,6 +76,26 @@ def test_slopes_of_short_contexts_are_kept_all_at_once(monkeypatch: pytest.Monke
     monkeypatch.setattr(module, "_launch", counted)
     refuse(check_gradients(op, case, inputs))
     assert seen.count("slopes_selected_queries") == seen.count("rows_backward") > 0
+
+
+def test_no_more_parts_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    for chunks in (1 << 20, 5):
+        op, case, inputs = _op(SELECTED, {"heads": 2, "kv_heads": 1}, SLOPE_BYTES=1, SLOPE_CHUNKS=chunks)
+        module = op.module(inputs.q, case.d_v, backward=True)
+        launch, seen = module._launch, []
+
+        def counted(kernel: Any, *arguments: Any, seen: Any = seen, launch: Any = launch, **options: Any) -> None:
+            seen.append(kernel.__name__)
+            launch(kernel, *arguments, **options)
+
+        monkeypatch.setattr(module, "_launch", counted)
+        leaf = inputs.q.detach().requires_grad_()
+        key = inputs.k.detach().requires_grad_()
+        op(leaf, key, inputs.v, **inputs.options).sum().backward()
+        made.append(seen.count("slopes_selected_queries"))
+    # Whole tiles of eight queries; nine are asked for.
+    assert made == [6, 3]
 
 
 def test_slopes_make_the_gradient_that_is_made_without_them() -> None:

@@ -80,6 +80,7 @@ KEPT_ITEM_ROWS = 8192
 KEEP_SLOPES = True
 SLOPE_BYTES = 268435456
 ALL_SLOPE_BYTES = 1073741824
+SLOPE_CHUNKS = 8
 SUM_BYTES = 536870912
 PROGRAMS_WANTED = 264
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -2354,7 +2355,7 @@ def _run_heads(
             # takes shorter items to fill the card to the end.
             item_rows, KEEP = KEPT_ITEM_ROWS, True
             of_a_query = 16 * GROUP * 64 * q.element_size()
-            room = max(1, SLOPE_BYTES // of_a_query)
+            room = max(1, SLOPE_BYTES // of_a_query, _cdiv(n_tokens, SLOPE_CHUNKS))
             if n_owners * n_tokens * of_a_query <= ALL_SLOPE_BYTES:
                 room = n_owners * (n_tokens + 64)
             CHUNKS = _cdiv(n_tokens, room)
