@@ -37,8 +37,8 @@ def capture(call: Callable[[], Any], pool: Any = None) -> tuple[Any, Any]:
 
 
 def capture_both(prepared: Prepared) -> tuple[Any, Any, Any]:
-    """The graphs of a contender's two passes, and what must be held as long as they are replayed: backward's, which may be replayed more than
-    once, reads what forward's last replay left, and memory of a graph that nobody holds goes to what is captured next."""
+    """The graphs of a contender's two passes, and what must be held while they are replayed: backward's reads what forward's last replay
+    left, as often as it is replayed, and memory that nobody holds goes to what is captured next."""
     warm(prepared.both)
     forward, out = capture(prepared.forward)
     backward, made = capture(
