@@ -62,7 +62,7 @@ GOALS = (
     Goal("blocks of 64, 10%", 32 * K, "forward_tflops", 415),
     *(
         Goal(case, 256 * K, measure, 1.15, 1.0, choices)
-        for case, choices in (("window 512 alone", ""), ("selected alone", "random"))
+        for case, choices in (("window 512 alone", ""), ("selected alone", "random"), ("selected alone", "clustered"))
         for measure in ("forward_per_token", "backward_per_token")
     ),
 )

@@ -16,8 +16,8 @@ ALL_SLOPE_BYTES = 1024 * 1024 * 1024
 """So much where that is all of them (NSA, 64 heads, 8,192 tokens): a short context's backward is bound by its launches."""
 
 SLOPE_CHUNKS = 8
-"""Most parts that the queries of kept slopes are taken in, whatever room they take then: each part reads and writes the sums of all blocks
-that its queries chose, a quadratic number of bytes in all. NSA is at 8 parts from 65,536 tokens on; slopes are as large as q of one KV head."""
+"""Most parts that the queries of kept slopes are taken in, whatever room they take then: each part reads and writes the sums of all
+blocks that its queries chose, a quadratic number of bytes in all. NSA is at 8 parts from 65,536 tokens on."""
 
 SUM_BYTES = 512 * 1024 * 1024
 """Most memory that the sum for the queries' gradient takes, as far as heads can be parted."""

@@ -166,11 +166,12 @@ def test_goals_are_missed_or_beaten_by_so_much() -> None:
         Row("selected alone", "", 8192, OWN, "random", forward_ms=1.0),
         Row("selected alone", "", 262144, OWN, "random", forward_ms=40.0),
     ]
-    values = {(goal.case, goal.measure): goals.measured(goal, found) for goal in goals.GOALS if goal.tokens != 32768}
-    assert values["causal", "both_tflops"] == pytest.approx(550)
-    assert values["selected alone", "forward_per_token"] == pytest.approx(40 / 32)
-    assert values["selected alone", "backward_per_token"] is None
-    assert values["NSA", "forward_ms"] is None
+    values = {(goal.case, goal.choices, goal.measure): goals.measured(goal, found) for goal in goals.GOALS if goal.tokens != 32768}
+    assert values["causal", "", "both_tflops"] == pytest.approx(550)
+    assert values["selected alone", "random", "forward_per_token"] == pytest.approx(40 / 32)
+    assert values["selected alone", "random", "backward_per_token"] is None
+    assert values["selected alone", "clustered", "forward_per_token"] is None
+    assert values["NSA", "random", "forward_ms"] is None
     assert goals.goal_table(found).row_count == len(goals.GOALS)
 
 
