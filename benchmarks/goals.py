@@ -108,26 +108,40 @@ def verdict(value: float | None, bound: float | None, more: bool) -> str:
     return f"beaten by {ahead:.0%}" if ahead >= 0 else f"missed by {(bound / value if more else value / bound) - 1:.0%}"
 
 
-def goal_table(rows: Sequence[Row]) -> Table:
-    """Every goal beside what was measured."""
-    table = Table(title="goals on an H100", title_justify="left", header_style="")
-    for heading in ("case", "tokens", "measure"):
-        table.add_column(heading, justify="right" if heading == "tokens" else "left")
-    for heading in ("must", "reach for", "measured"):
-        table.add_column(heading, justify="right")
-    for heading in ("must is", "reach for is"):
-        table.add_column(heading)
+HEADINGS = ("case", "tokens", "measure", "must", "reach for", "measured", "must is", "reach for is")
+NUMBERS = HEADINGS[3:6] + HEADINGS[1:2]
+
+
+def goal_cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """Every goal beside what was measured, as HEADINGS."""
+    found = []
     for goal in GOALS:
         value = measured(goal, rows)
-        case = f"{goal.case}, {goal.choices}" if goal.choices else goal.case
         sign = ">=" if goal.more else "<="
-        bounds = ("" if bound is None else f"{sign} {bound:g}" for bound in (goal.must, goal.reach))
-        table.add_row(
-            case,
-            f"{goal.tokens // K}k",
-            goal.measure.replace("_", " "),
-            *bounds,
-            "" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}",
-            *(verdict(value, bound, goal.more) for bound in (goal.must, goal.reach)),
+        found.append(
+            (
+                f"{goal.case}, {goal.choices}" if goal.choices else goal.case,
+                f"{goal.tokens // K}k",
+                goal.measure.replace("_", " "),
+                *("" if bound is None else f"{sign} {bound:g}" for bound in (goal.must, goal.reach)),
+                "" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}",
+                *(verdict(value, bound, goal.more) for bound in (goal.must, goal.reach)),
+            )
         )
+    return found
+
+
+def goal_table(rows: Sequence[Row]) -> Table:
+    """`goal_cells` for a terminal."""
+    table = Table(title="goals on an H100", title_justify="left", header_style="")
+    for heading in HEADINGS:
+        table.add_column(heading, justify="right" if heading in NUMBERS else "left")
+    for cells in goal_cells(rows):
+        table.add_row(*cells)
     return table
+
+
+def goal_markdown(rows: Sequence[Row]) -> str:
+    """`goal_cells` for a document."""
+    lines = [HEADINGS, ["---:" if heading in NUMBERS else "---" for heading in HEADINGS], *goal_cells(rows)]
+    return "\n".join(["goals on an H100", "", *(f"| {' | '.join(line)} |" for line in lines)]) + "\n"

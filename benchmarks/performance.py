@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from rich.console import Console  # noqa: E402 - the checkout comes before an installed package
 
-from benchmarks.goals import goal_table  # noqa: E402
+from benchmarks.goals import goal_markdown, goal_table  # noqa: E402
 from benchmarks.parts import GRACE, card_of, command_line, has_gpu, line, names_of, read_rows, run_part  # noqa: E402
 from benchmarks.sections import BUDGETS, SECTIONS, contenders, measure  # noqa: E402
 from nsa_dsl.bench.plot import NoMatplotlibError, draw, save  # noqa: E402
@@ -142,7 +142,7 @@ def _show(rows: list[Row], machine: dict[str, str], path: Path) -> None:
         console.print(table)
     for note in notes(rows):
         console.print(note, highlight=False, markup=False)
-    path.with_suffix(".md").write_text(markdown(rows), encoding="utf-8")
+    path.with_suffix(".md").write_text(f"{markdown(rows)}\n{goal_markdown(rows)}", encoding="utf-8")
     print(path)
     try:
         save(draw([row for row in rows if row.case == "NSA"], machine), path.with_suffix(".png"))

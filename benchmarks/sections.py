@@ -84,7 +84,7 @@ SECTIONS: dict[str, tuple[Job, ...]] = {
     ),
     # Of short calls the host's part is as long as the card's: replays of CUDA graphs show the card's alone, of peers as well.
     "graphs": (_in_graphs("NSA", 64, 4), _in_graphs("NSA, 32/2 heads", 32, 2)),
-    "groups": (*(_group(each, "random") for each in (1, 2, 4, 8, 16)), *(_group(each, "identical") for each in (1, 2))),
+    "groups": tuple(_group(each, sharing) for sharing in SHARINGS for each in (1, 2, 4, 8, 16)),
     # FlexAttention is compiled anew for every mask and length, half a minute with its gradients: after what needs no such wait.
     "static": (
         _static("causal", *CAUSAL, 16 * K),

@@ -173,6 +173,10 @@ def test_goals_are_missed_or_beaten_by_so_much() -> None:
     assert values["selected alone", "clustered", "forward_per_token"] is None
     assert values["NSA", "random", "forward_ms"] is None
     assert goals.goal_table(found).row_count == len(goals.GOALS)
+    lines = goals.goal_markdown(found).splitlines()
+    assert len(lines) == 4 + len(goals.GOALS)
+    assert "| causal | 16k | forward tflops | >= 690 |  | 700 | beaten by 1% |  |" in lines
+    assert len({line.count("|") for line in lines[2:]}) == 1
 
 
 def test_a_part_that_hangs_is_cut_off(tmp_path: Path) -> None:
