@@ -268,6 +268,10 @@ def test_graphs_are_what_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     row = measure(Row("a", "b", 3, OWN), Prepared(lambda: leaf * 2, (leaf,), torch.ones(3), None), backward=True, graphs=True)
     assert (row.forward_ms, row.backward_ms, row.refused) == (2.0, 2.0, "")
     assert said == ["replay", "pool", "replay"]
+    once = Prepared(lambda: leaf * 2, (leaf,), torch.ones(3), None, once=True)
+    row = measure(Row("a", "b", 3, "flex"), once, backward=True, graphs=True)
+    assert (row.forward_ms, row.backward_ms) == (2.0, None)
+    assert row.refused.startswith("backward: its backward pass takes over")
     assert str(Settings((64,), graphs=True)) == str(Settings((64,))) + ", CUDA graphs"
 
 
