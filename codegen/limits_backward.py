@@ -19,6 +19,9 @@ SLOPE_CHUNKS = 8
 """Most parts that the queries of kept slopes are taken in, whatever room they take then: each part reads and writes the sums of all
 blocks that its queries chose, a quadratic number of bytes in all. NSA is at 8 parts from 65,536 tokens on."""
 
+SLOPE_NUMBERS = 2**30
+"""Most slopes of a list that a part may have for that: their places are counted in 32 bits."""
+
 SUM_BYTES = 512 * 1024 * 1024
 """Most memory that the sum for the queries' gradient takes, as far as heads can be parted."""
 
@@ -31,6 +34,7 @@ KEEP_SLOPES = True
 SLOPE_BYTES = {SLOPE_BYTES}
 ALL_SLOPE_BYTES = {ALL_SLOPE_BYTES}
 SLOPE_CHUNKS = {SLOPE_CHUNKS}
+SLOPE_NUMBERS = {SLOPE_NUMBERS}
 SUM_BYTES = {SUM_BYTES}
 PROGRAMS_WANTED = {PROGRAMS_WANTED}"""
 """What generated modules know of these."""

@@ -55,3 +55,9 @@ def _area(size: Size, relation: Condition, keys: Term, over: Side) -> tuple[int,
     rows, cols = size
     full, partial, exact = count_tiles(relation, rows, cols, LONG, _HEADS, _KV_HEADS, keys, over)
     return rows * cols * int(full.sum() + partial.sum()), rows * cols * int(full.sum()), exact
+
+
+def visits(size: Size, relation: Condition, keys: Term) -> float:
+    """Key tiles that query tiles of LONG tokens visit, on average."""
+    full, partial, _ = count_tiles(relation, *size, LONG, _HEADS, _KV_HEADS, keys, "keys")
+    return float((full + partial).mean())

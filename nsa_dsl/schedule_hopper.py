@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from nsa_dsl.count import count_tiles
 from nsa_dsl.launch import Tiles
 from nsa_dsl.lift import key_positions
 from nsa_dsl.pattern import Branch
 from nsa_dsl.relation import Condition, FloorDiv, Modulo, SameDocument, Term, symbols, walk
-from nsa_dsl.schedule_area import LONG, clearly_less
+from nsa_dsl.schedule_area import clearly_less, visits
 from nsa_dsl.tiles import Side, tiling
 
 Sizes: TypeAlias = tuple[int, int, int, int]
@@ -35,7 +34,7 @@ a window of 1,024 11% (312 for 344)."""
 
 PACKED = (64, 64, 8, 4)
 """Two heads of a group with the same 64 rows, which see the same keys. For lists of blocks of 64, where a tile of FORWARD holds parts of
-four: 10% of 32,768 x 32,768 pairs in 3.2 ms instead of 15.8 by the plain kernel, whose every tile was masked."""
+four: 10% of 32,768 x 32,768 pairs in 3.1 ms instead of 15.8 by the plain kernel, whose every tile was masked."""
 
 MOST_GROWTH = 1.02
 """As many times the key tiles of FORWARD may NARROW_FORWARD visit."""
@@ -66,7 +65,7 @@ def forward_sizes(branch: Branch, relation: Condition, dim_qk: int, dim_v: int) 
         return None
     if NARROW_FORWARD not in forward_choices(dim_qk, dim_v) or not walks_as_one(relation, *NARROW_FORWARD[:2], keys):
         return FORWARD
-    usual, narrow = (_visits(relation, each[0], each[1], keys) for each in (FORWARD, NARROW_FORWARD))
+    usual, narrow = (visits(each[:2], relation, keys) for each in (FORWARD, NARROW_FORWARD))
     return NARROW_FORWARD if usual >= LEAST_VISITS and narrow <= MOST_GROWTH * usual else FORWARD
 
 
@@ -89,12 +88,6 @@ def forward_fits(branch: Branch, relation: Condition, tiles: Tiles) -> bool:
 def forward_choices(dim_qk: int, dim_v: int) -> tuple[Sizes, ...]:
     """The sizes among which forward_sizes chooses. Three consumers have 160 registers a thread: enough for 64 features."""
     return (FORWARD, NARROW_FORWARD) if dim_qk == dim_v == 64 else (FORWARD,)
-
-
-def _visits(relation: Condition, rows: int, cols: int, keys: Term) -> float:
-    """Key tiles that query tiles of LONG tokens visit, on average."""
-    full, partial, _ = count_tiles(relation, rows, cols, LONG, 4, 2, keys, "keys")
-    return float((full + partial).mean())
 
 
 def takes_turns(dim_v: int) -> bool:

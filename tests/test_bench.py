@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -240,23 +241,30 @@ def test_measuring_keeps_what_was_measured_before_a_failure(monkeypatch: pytest.
 
 
 def test_graphs_are_what_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = list[str]()
+    """Here a replay is the call again, which asks of autograd what a graph asks of memory: that nothing be given back after one."""
+    said, pools, made = list[str](), list[Any](), list[Any]()
 
     class Graph:
         def __init__(self, call: Callable[[], Any]) -> None:
             self.call = call
 
-        def pool(self) -> None:
-            said.append("pool")
+        def pool(self) -> str:
+            return "forward's"
 
         def replay(self) -> str:
+            self.call()
             return "replay"
 
-    def capture(call: Callable[[], Any], pool: Any = None) -> tuple[Graph, Any]:  # noqa: ARG001
-        return Graph(call), call()
+    def capture(call: Callable[[], Any], pool: Any = None) -> tuple[Graph, Any]:
+        pools.append(pool)
+        kept = call()
+        made.extend(map(weakref.ref, kept if isinstance(kept, tuple) else (kept,)))
+        return Graph(call), kept
 
     def median_ms(call: Callable[[], Any], **_: object) -> float:
-        said.append(call())
+        said.extend((call(), call()))
+        assert all(each() is not None for each in made), "what replays write and read went to whoever comes next"
+        made.clear()
         return 2.0
 
     for module in ("run", "graphs"):
@@ -267,7 +275,8 @@ def test_graphs_are_what_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     leaf = torch.ones(3, requires_grad=True)
     row = measure(Row("a", "b", 3, OWN), Prepared(lambda: leaf * 2, (leaf,), torch.ones(3), None), backward=True, graphs=True)
     assert (row.forward_ms, row.backward_ms, row.refused) == (2.0, 2.0, "")
-    assert said == ["replay", "pool", "replay"]
+    assert said == ["replay"] * 4
+    assert pools == [None, None, "forward's"]
     once = Prepared(lambda: leaf * 2, (leaf,), torch.ones(3), None, once=True)
     row = measure(Row("a", "b", 3, "flex"), once, backward=True, graphs=True)
     assert (row.forward_ms, row.backward_ms) == (2.0, None)

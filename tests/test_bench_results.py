@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from benchmarks import goals, parts, performance, plot, scaling, sections
+from benchmarks import goals, parts, performance, plot, scaling, sections, start
 from benchmarks.suite import ROOT
 from nsa_dsl.bench.plot import NoMatplotlibError, draw, new_figure
 from nsa_dsl.bench.rows import OWN, Row, Settings, from_json, speedup, to_json, write_json
@@ -190,3 +191,28 @@ def test_a_part_that_hangs_is_cut_off(tmp_path: Path) -> None:
 def test_settings_read_well() -> None:
     assert str(Settings((1,))) == "64/4 heads, D = 128, bf16"
     assert str(Settings((1,), heads=32, kv_heads=2, dim_qk=192)) == "32/2 heads, D = 192/128, bf16"
+
+
+@pytest.mark.parametrize("script", [performance, scaling, start])
+def test_without_a_gpu_nothing_is_measured(
+    script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["script.py", "--out", str(tmp_path)])
+    assert script.main() == 2
+    assert "needs a GPU" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_start_is_told_by_its_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first process, which fills the caches, is not counted; medians are of each part, and of what is ours together."""
+    runs = [dict.fromkeys((*start.THEIRS, *start.OURS), 100.0)]
+    runs += [{**dict.fromkeys((*start.THEIRS, *start.OURS), 0.25), "forward": forward, "torch": 3.0} for forward in (0.5, 9.0, 1.0)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(start, "_run", lambda: runs.pop(0))
+    monkeypatch.setattr("nsa_dsl.bench.timing.describe_machine", lambda _: {"card": "NVIDIA H100 80GB HBM3"})
+    monkeypatch.setattr(sys, "argv", ["start.py", "--runs", "3", "--out", str(tmp_path)])
+    assert start.main() == 0
+    found = json.loads((tmp_path / "start-h100.json").read_text())
+    assert (found["runs"], found["seconds"]["torch"], found["seconds"]["forward"], found["ours"]) == (3, 3.0, 1.0, 2.0)
+    assert "ours    2.00 s" in capsys.readouterr().out

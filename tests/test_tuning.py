@@ -201,6 +201,16 @@ def test_shipped_tables_are_whole_and_for_their_cards() -> None:
             assert table.entries
 
 
+@pytest.mark.parametrize("card", list(lookup.SHIPPED))
+@pytest.mark.parametrize("tokens", [8192, 65536])
+def test_shipped_tables_know_the_kernels_of_nsa(nsa: Pattern, card: str, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As patterns are digested today: a table whose keys nobody asks for any more is as good as none."""
+    monkeypatch.setattr(lookup, "_memory", {(card, "3.6.0"): Table(card, "", "", {})})
+    kernels = tunable_kernels(nsa, sign(nsa))
+    found = lookup.find_decisions(kernels, LaunchShape(), tokens, 64, 4, card, "3.6.0")
+    assert {each.name for each in kernels if not each.optional} <= set(found)
+
+
 class FastWhenSmall:
     """A bench in the place of a GPU's: every kernel takes as long as its tile has rows, 200 with the default, and nothing is wrong."""
 

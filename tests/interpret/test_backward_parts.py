@@ -80,8 +80,9 @@ def test_slopes_of_short_contexts_are_kept_all_at_once(monkeypatch: pytest.Monke
 
 def test_no_more_parts_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    for chunks in (1 << 20, 5):
-        op, case, inputs = _op(SELECTED, {"heads": 2, "kv_heads": 1}, SLOPE_BYTES=1, SLOPE_CHUNKS=chunks)
+    # A query has 3 x 2 x 16 slopes.
+    for limits in ({}, {"SLOPE_CHUNKS": 5}, {"SLOPE_CHUNKS": 1}, {"SLOPE_CHUNKS": 1, "SLOPE_NUMBERS": 24 * 96}):
+        op, case, inputs = _op(SELECTED, {"heads": 2, "kv_heads": 1}, SLOPE_BYTES=1, **limits)
         module = op.module(inputs.q, case.d_v, backward=True)
         launch, seen = module._launch, []
 
@@ -94,8 +95,8 @@ def test_no_more_parts_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
         key = inputs.k.detach().requires_grad_()
         op(leaf, key, inputs.v, **inputs.options).sum().backward()
         made.append(seen.count("slopes_selected_queries"))
-    # Whole tiles of eight queries; nine are asked for.
-    assert made == [6, 3]
+    # Whole tiles of eight queries; nine are asked for by five parts of 43.
+    assert made == [6, 3, 1, 2]
 
 
 def test_slopes_make_the_gradient_that_is_made_without_them() -> None:

@@ -81,6 +81,7 @@ KEEP_SLOPES = True
 SLOPE_BYTES = 268435456
 ALL_SLOPE_BYTES = 1073741824
 SLOPE_CHUNKS = 8
+SLOPE_NUMBERS = 1073741824
 SUM_BYTES = 536870912
 PROGRAMS_WANTED = 264
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -2354,9 +2355,10 @@ def _run_heads(
             # The queries' gradient from these kernels' slopes, of as many queries at a time as there is room for. A launch is short then: it
             # takes shorter items to fill the card to the end.
             item_rows, KEEP = KEPT_ITEM_ROWS, True
-            of_a_query = 16 * GROUP * 64 * q.element_size()
-            room = max(1, SLOPE_BYTES // of_a_query, _cdiv(n_tokens, SLOPE_CHUNKS))
-            if n_owners * n_tokens * of_a_query <= ALL_SLOPE_BYTES:
+            of_a_query = 16 * GROUP * 64
+            bytes_of_a_query = of_a_query * q.element_size()
+            room = max(1, SLOPE_BYTES // bytes_of_a_query, min(_cdiv(n_tokens, SLOPE_CHUNKS), SLOPE_NUMBERS // of_a_query))
+            if n_owners * n_tokens * bytes_of_a_query <= ALL_SLOPE_BYTES:
                 room = n_owners * (n_tokens + 64)
             CHUNKS = _cdiv(n_tokens, room)
             QUERIES = _tile_queries(GROUP, 16, 64)
