@@ -120,6 +120,7 @@ def test_wild_stores_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 SLOTS, NEAR, ALL, APART = "attend(s, causal)", "attend(tokens, window(100))", "attend(tokens, full)", "attend(tokens, causal, scale = 0.3)"
+STEPS = "attend(tokens, { i, j : j // 96 <= i // 96 })"
 
 JOINED = [
     ((SLOTS, NEAR), 2, 215, 4, 2),
@@ -207,10 +208,13 @@ WIDE, NARROW = Pin(Tiles(128, 128, 8, 3), True), Pin(Tiles(128, 64, 8, 3), True)
         ((SLOTS, NEAR), {"b1": NARROW}, None),
         ((SLOTS, NEAR), {"b0": Pin(Tiles(64, 64, 4, 2), False)}, None),
         ((SLOTS, APART), {}, None),
+        # Tiles of 32 keys are no one walk of blocks of 96.
+        ((SLOTS, STEPS), {"b0": NARROW}, 64),
+        ((SLOTS, STEPS), {"b0": Pin(Tiles(128, 32, 8, 3), True)}, None),
     ],
 )
 def test_what_is_joined(branches: tuple[str, ...], pins: dict[str, Pin], cols: int | None) -> None:
-    """Branches of one scale, whose tiles nobody decided to be different."""
+    """Branches of one scale, whose tiles nobody decided to be different, and all of which they fit."""
     named = tuple((f"attend_{name}_queries", pin) for name, pin in pins.items())
     source = compile_backward(gated(branches), LaunchShape(64, 64, "fp16", "sm_90", pins=named))
     joined = source.partition("def attend_b0_queries_with_b1_hopper(")[2].partition("TILE_N: gl.constexpr = ")[2]
