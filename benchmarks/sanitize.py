@@ -5,8 +5,8 @@
 
 Without torch's caching allocator every tensor has bounds that the tool knows. The kernels that ran are printed. Run it once without the
 tool first: then the kernels come from Triton's cache. With --dims 64 64 --tokens 200 the Gluon kernels of Hopper run, otherwise the plain
-ones. Of Gluon kernels racecheck reports Triton's own hand-over of work to groups of warps: places in a kernel's first lines and at its
-`gl.warp_specialize`, as it does of a hand-written kernel of the same build; what it reports elsewhere is ours.
+ones. Of Gluon kernels racecheck reports hazards at a kernel's `def` and its `gl.warp_specialize`, as it does of a hand-written kernel
+of the same build (benchmarks/NOTES.md); what it reports elsewhere is ours.
 """
 
 from __future__ import annotations
