@@ -12,6 +12,7 @@ from nsa_dsl import reference
 from nsa_dsl.arguments import Shape
 from nsa_dsl.bench.inputs import make_inputs as bench_inputs
 from nsa_dsl.bench.inputs import token_major
+from nsa_dsl.bench.rows import Sharing
 from nsa_dsl.compare import Mismatch, check_choice, check_lse, check_rows
 from nsa_dsl.mask_probe import check_probe, probe_inputs
 from nsa_dsl.op import AttentionOp
@@ -56,6 +57,16 @@ SQUARE = (
 )
 """Head dimensions that Hopper's kernels take: groups of four, and heads that share nothing."""
 
+MANY_LISTS = (
+    Sizes(heads=8, kv_heads=8),
+    Sizes(heads=16, kv_heads=8),
+    Sizes(heads=32, kv_heads=8, dim_qk=128, dim_v=128),
+    Sizes(heads=48, kv_heads=8),
+)
+"""Groups of 1, 2, 4 and 6 heads, with so many lists at LISTED_TOKENS that what neighbours share decides how they are walked."""
+
+LISTED_TOKENS = 2**14 + 1
+
 LONG_NSA = Sizes(heads=64, kv_heads=4, dim_qk=128, dim_v=128)
 """NSA in the shape of its paper."""
 
@@ -70,10 +81,12 @@ def packed(shape: tuple[int, int, int, int], dtype: torch.dtype, generator: torc
     return token_major(shape, dtype, generator, gap=GAP)
 
 
-def make_inputs(pattern: Pattern, dtype: torch.dtype, tokens: int, sizes: Sizes, seed: int = 0, device: str = "cuda") -> Inputs:
+def make_inputs(
+    pattern: Pattern, dtype: torch.dtype, tokens: int, sizes: Sizes, seed: int = 0, device: str = "cuda", sharing: Sharing = "random"
+) -> Inputs:
     """Random inputs; q, k and v are views of packed tensors whose gaps hold NaN."""
     shape = Shape(sizes.batch, sizes.heads, sizes.kv_heads, tokens, sizes.dim_qk, sizes.dim_v)
-    return bench_inputs(pattern, dtype, shape, seed=seed, device=device, gap=GAP)
+    return bench_inputs(pattern, dtype, shape, seed=seed, device=device, gap=GAP, sharing=sharing)
 
 
 def check_example(pattern: Pattern, dtype: str, tokens: int, sizes: Sizes = USUAL, device: str = "cuda") -> list[str]:
@@ -145,6 +158,36 @@ def check_long_nsa(
                     found += check_lse(lse[name][0, group, row], value, what=f"lse {name}, row {row}")
                 found += check_choice(chosen[0, kv_head, row], exact.ranking, chosen.shape[-1], margin=1e-1)
     return [str(each) for each in found]
+
+
+def check_lists(
+    pattern: Pattern, dtype: str, tokens: int, sizes: Sizes, *, sharing: Sharing, samples: int = 40, device: str = "cuda"
+) -> list[str]:
+    """Attention over given lists of one choice, too long for anything dense: sampled rows against softmax, in float64."""
+    inputs = make_inputs(pattern, TORCH[dtype], tokens, sizes, device=device, sharing=sharing)
+    op, (choice,) = AttentionOp(pattern), pattern.branches[0].choices
+    lists = inputs.options["indices"][choice.name]
+    drawn = torch.randint(0, tokens, (samples,), generator=torch.Generator().manual_seed(1)).tolist()
+    found: list[Mismatch] = []
+    with torch.no_grad():
+        out, lse = op(inputs.q, inputs.k, inputs.v, return_lse=True, **inputs.options)
+        if not torch.equal(out, op(inputs.q, inputs.k, inputs.v, **inputs.options)):
+            found.append(Mismatch("repeat", (), 1.0, 0.0, "two runs differ"))
+        for row in sorted({*drawn, 0, choice.block - 1, choice.block, tokens - 1}):
+            for kv_head, blocks in enumerate(lists[0, :, row]):
+                heads = slice(kv_head * sizes.heads // sizes.kv_heads, (kv_head + 1) * sizes.heads // sizes.kv_heads)
+                keys = (blocks[blocks >= 0][:, None] * choice.block + torch.arange(choice.block, device=device)).flatten()
+                rows = inputs.q[0, heads, row], *(each[0, kv_head, keys[keys <= row]] for each in (inputs.k, inputs.v))
+                (exact, exact_lse), (rounded, _) = (_softmax_row(*rows, each) for each in (torch.float64, inputs.q.dtype))
+                found += check_rows(out[0, heads, row], exact, rounded, what=f"row {row}, KV head {kv_head}")
+                found += check_lse(lse[0, heads, row], exact_lse, what=f"lse, row {row}, KV head {kv_head}")
+    return [str(each) for each in found]
+
+
+def _softmax_row(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Output (heads, d_v) and log-sum-exp of one query that sees all these keys."""
+    logits = q.to(dtype) @ k.to(dtype).T * q.shape[-1] ** -0.5
+    return logits.softmax(-1) @ v.to(dtype), logits.logsumexp(-1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -30,6 +30,9 @@ Check: TypeAlias = Callable[[Pattern, str, int, Sizes], list[str]]
 
 Case: TypeAlias = tuple[int, Sizes]
 
+Task: TypeAlias = tuple[Check, str, str, str, Sequence[Case]]
+"""What one process does: check, file, pattern, dtype, cases."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -44,8 +47,8 @@ class Outcome:
     found: list[str]
 
 
-OWN = {"blocks": "benchmarks/patterns.nsa"}
-"""Patterns that are no examples, and their files: two heads that share tiles of 64 rows, on Hopper."""
+OWN = dict.fromkeys(("blocks", "choices"), "benchmarks/patterns.nsa")
+"""Patterns that are no examples, and their files: two heads that share tiles of 64 rows, on Hopper; lists that are given."""
 
 
 def example(file: str, name: str, **parameters: int) -> Pattern:
@@ -92,10 +95,12 @@ def run_checks(
     unusual: Sequence[Case] = (),
     seconds: float = math.inf,
     square: Sequence[Case] = (),
+    further: Sequence[Task] = (),
 ) -> list[Outcome]:
     """Every pattern of every example, one dtype after the other. unusual: further cases for the examples that are enough for them.
-    seconds: after which no pattern is begun. square: cases for Hopper's kernels, all patterns in bf16 and those examples in fp16."""
-    tasks = [
+    seconds: after which no pattern is begun. square: cases for Hopper's kernels, all patterns in bf16 and those examples in fp16.
+    further: other tasks."""
+    tasks: list[Task] = [
         (check, file, name, dtype, cases)
         for dtype in ("bf16", "fp16")
         for file, name in examples()
@@ -109,6 +114,7 @@ def run_checks(
         for cases in (usual, *(_by_sizes(unusual) if file in WALKS else ()))
         if cases
     ]
+    tasks += [each for each in further if not only or each[1] in only]
     outcomes: list[Outcome] = []
     ends = time.monotonic() + seconds
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:

@@ -11,11 +11,11 @@ from nsa_dsl.codegen.expressions import print_condition
 from nsa_dsl.launch import Tiles
 from nsa_dsl.relation import CAUSAL, FULL, Chosen, rewrite
 from nsa_dsl.schedule import ChosenStep, CombineStep
-from nsa_dsl.schedule_chosen import BY_BLOCKS_GROUP, BY_BLOCKS_ROWS, PART_BYTES, PART_ROWS
+from nsa_dsl.schedule_chosen import BY_BLOCKS_GROUP, BY_BLOCKS_LISTS, BY_BLOCKS_SHARE, PART_BYTES, PART_ROWS
 
 BY_BLOCKS = "\n".join(
     (
-        f"BY_BLOCKS_GROUP, BY_BLOCKS_ROWS = {BY_BLOCKS_GROUP}, {BY_BLOCKS_ROWS}",
+        f"BY_BLOCKS_GROUP, BY_BLOCKS_LISTS, BY_BLOCKS_SHARE = {BY_BLOCKS_GROUP}, {BY_BLOCKS_LISTS}, {BY_BLOCKS_SHARE}",
         f"PART_ROWS, PART_BYTES = {PART_ROWS}, {PART_BYTES}",
     )
 )

@@ -42,6 +42,13 @@ class OneChoice:
 
 
 @dataclass(frozen=True, slots=True)
+class Inverse:
+    """invert_blocks.py.j2. may_skip: a flag may say that nobody will ask for the index."""
+
+    may_skip: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ByBlocks:
     """attend_by_blocks_host.py.j2. by_blocks, merge: kernels; rows, warps, stages: tiles of the first; combines: the second
     ends with the output."""

@@ -11,6 +11,7 @@ import jinja2
 
 from nsa_dsl.codegen import build, build_hopper, build_schedules
 from nsa_dsl.codegen import contexts as ctx
+from nsa_dsl.codegen.contexts_schedules import Inverse
 from nsa_dsl.launch import LaunchShape
 from nsa_dsl.pattern import Branch, GivenIndices, Pattern, PooledScore
 from nsa_dsl.schedule import ChooseStep, ChosenStep, CombineStep, CompressStep, OneListTiles, Plan, StaticStep
@@ -113,6 +114,9 @@ class _Emitter:
     def module(self) -> str:
         pattern, shape = self._plan.pattern, self._plan.shape
         gathers = any("load_at(" in each for each in self._kernels.values())
+        lists_blocks = any(each.kind in _CHOOSING for each in self._launches)
+        if lists_blocks:
+            self._kernels["list_blocks"] = render("list_blocks.py.j2", None)
         shared = render("shared.py.j2", build.shared(self._branches, shape, gathers=gathers))
         context = ctx.Module(
             title=title(pattern, "sparse attention"),
@@ -122,7 +126,7 @@ class _Emitter:
             functions=tuple(self._functions.values()),
             launches=tuple(self._launches),
             choices_end=max((n for n, each in enumerate(self._launches, 1) if each.kind in _CHOOSING), default=0),
-            lists_blocks=any(each.kind in _CHOOSING for each in self._launches),
+            lists_blocks=lists_blocks,
             result=self._result,
         )
         return render_module("module.py.j2", context)
@@ -225,7 +229,9 @@ class _Emitter:
         values = self._attend_values(step, self._kernel("attend_alone.py.j2", alone))
         by_blocks = ""
         if tiles.by_blocks is not None:
-            self._kernels["invert_blocks"] = f"{build_schedules.BY_BLOCKS}\n\n\n{render('invert_blocks.py.j2', None)}"
+            inverse = render("invert_blocks.py.j2", Inverse(may_skip=True))
+            self._kernels["invert_blocks"] = f"{build_schedules.BY_BLOCKS}\n\n\n{inverse}"
+            self._functions["choose_schedule"] = render("choose_schedule.py.j2", None)
             self._kernel("attend_by_blocks.py.j2", build_schedules.one_choice(step, tiles.by_blocks, "_by_blocks"))
             self._kernel("merge_parts.py.j2", build_schedules.one_choice(step, tiles.by_blocks, "_merged", end))
             host = build_schedules.by_blocks_host(step, tiles.by_blocks, combine is not None)

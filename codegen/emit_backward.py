@@ -10,6 +10,7 @@ from nsa_dsl.codegen import build, build_backward, build_gradient, build_hopper_
 from nsa_dsl.codegen import contexts as ctx
 from nsa_dsl.codegen.contexts_backward import BackwardModule, GuardedLaunch
 from nsa_dsl.codegen.contexts_hopper_backward import HopperShared
+from nsa_dsl.codegen.contexts_schedules import Inverse
 from nsa_dsl.codegen.emit import quoted, render, render_module, settings, title
 from nsa_dsl.codegen.limits_backward import LIMITS
 from nsa_dsl.launch import Tiles
@@ -274,7 +275,7 @@ class _BackwardEmitter:
         choice = attend.branch.choices[step.place]
         context = build_backward.chosen_keys(step)
         kernel, total = self._kernel("attend_chosen_keys.py.j2", context), build_backward.sum_blocks(choice)
-        self._kernels["invert_blocks"] = render("invert_blocks.py.j2", None)
+        self._kernels["invert_blocks"] = render("invert_blocks.py.j2", Inverse(may_skip=False))
         out, wanted, values = self._key_values(attend.branch, attend.keys, attend.values)
         sharing = {"group": "group, 1, kv_heads", "head": "1, 1, kv_heads", "all": "group, kv_heads, 1"}[choice.share]
         note = f"Keys and values of {attend.branch.name}, by the blocks of {choice.name}."

@@ -33,8 +33,9 @@ that the queries of a tile chose, each block counted for each query. The forward
 BY_BLOCKS_TILE = 64
 """Rows that meet a block at a time."""
 
-BY_BLOCKS_GROUP, BY_BLOCKS_ROWS = 2, 2**16
-"""Groups of at most so many heads are walked by blocks, from so many query rows on."""
+BY_BLOCKS_GROUP, BY_BLOCKS_LISTS, BY_BLOCKS_SHARE = 7, 2**17, 8
+"""Groups of at most so many heads, whose unions are met by 16 rows, may be walked by blocks, from so many lists on (one a query of a
+group). They are where all unions together hold more than one block to so many that the rows chose: both take the same time there."""
 
 PART_ROWS = 1024
 """Query rows that one program of a block goes through: so few that a block that every query chose is shared by many programs."""

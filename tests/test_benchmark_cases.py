@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import cases_backward, literal_nsa
+from benchmarks import cases, cases_backward, literal_nsa
 from benchmarks.cases import Sizes, make_inputs, ungated
 from benchmarks.cases_backward import Captured, Repeats, check_gradients, make_cotangents, reference_gradients
 from benchmarks.suite import example
@@ -97,3 +98,20 @@ def test_graphs_that_do_not_replay_the_call_are_refused(fault: str, found: list[
     monkeypatch.setattr(cases_backward, "capture", capture)
     refused = Captured()(example("causal", "causal"), "fp32", 20, SIZES, "cpu")
     assert refused == [f"captured: d({name}) differs" for name in found]
+
+
+@pytest.mark.parametrize("fault", ["none", "a list too short", "log-sum-exp", "never the same"])
+def test_wrong_rows_of_lists_are_refused(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def attend(pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, *, indices: dict[str, Tensor], return_lse: bool = False) -> Any:
+        lists = {
+            name: torch.cat([each[..., :-1], each[..., :1]], -1) if fault == "a list too short" else each for name, each in indices.items()
+        }
+        out, lse = reference.attend(pattern, q, k, v, dtype=torch.float32, indices=lists, return_lse=True)
+        if fault == "never the same":
+            out = out * (1 + 1e-6 * torch.rand(()))
+        return (out.to(q.dtype), lse + (fault == "log-sum-exp")) if return_lse else out.to(q.dtype)
+
+    monkeypatch.setattr(cases, "AttentionOp", lambda pattern: partial(attend, pattern))
+    for sharing in ("random", "clustered"):
+        found = cases.check_lists(example("choices", "selected", n=4, b=16), "fp32", 150, SIZES, sharing=sharing, samples=9, device="cpu")
+        assert bool(found) == (fault != "none")

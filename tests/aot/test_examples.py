@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nsa_dsl.ahead import TARGETS, KernelReport, compile_ahead
+from nsa_dsl.ahead import TARGETS, KernelReport, compile_ahead, compile_launch, record_launches
 from nsa_dsl.launch import CARDS, LaunchShape
 from nsa_dsl.loader import load_spec
 
@@ -57,6 +57,19 @@ def test_example_compiles(file: str, name: str, card: str, backward: bool, recor
 def test_other_shapes_fit(shape: LaunchShape, card: str, record_property: Callable[[str, object], None]) -> None:
     """The widest head dimensions and float32, where shared memory runs out first."""
     check(compile_ahead(load_spec(EXAMPLES / "nsa.nsa").pattern("nsa"), card, shape), record_property)
+
+
+@pytest.mark.parametrize("card", TARGETS)
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_small_groups_compile(card: str, kv_heads: int, record_property: Callable[[str, object], None]) -> None:
+    """Groups of few heads and many queries: by blocks, whose kernels no example's size asks for; groups of two heads by unions as well,
+    which cannot pay for those of one."""
+    pattern = load_spec(EXAMPLES.parent / "benchmarks" / "patterns.nsa").pattern("selected")
+    launches = record_launches(pattern, LaunchShape(card=card), tokens=2**17, heads=2, kv_heads=kv_heads)
+    of_blocks = {"mark_lists", "count_lists", "place_lists", "list_items", "attend_output_by_blocks", "attend_output_merged"}
+    of_unions = {"unite_blocks", "attend_output_union"} if kv_heads == 1 else set()
+    assert {each.kernel.__name__ for each in launches} == {"list_blocks", "find_wild", "attend_output"} | of_blocks | of_unions
+    check([compile_launch(each, card) for each in launches], record_property)
 
 
 def test_every_target_has_a_limit() -> None:

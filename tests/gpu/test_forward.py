@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.cases import DTYPES, SQUARE, UNUSUAL, Sizes, check_example, check_long_nsa
+from benchmarks.cases import DTYPES, LISTED_TOKENS, MANY_LISTS, SQUARE, UNUSUAL, Sizes, check_example, check_lists, check_long_nsa
 from benchmarks.suite import LENGTHS, WALKS, example, examples
+from nsa_dsl.bench.rows import Sharing
 
 PATTERNS = examples()
 
@@ -28,6 +29,13 @@ def test_sizes_of_hopper(file: str, name: str, sizes: Sizes) -> None:
 @pytest.mark.parametrize(("file", "name"), [each for each in PATTERNS if each[0] in WALKS])
 def test_unusual_sizes(file: str, name: str, dtype: str, sizes: Sizes) -> None:
     assert check_example(example(file, name), dtype, 17 if sizes.batch > 2 else 300, sizes) == []
+
+
+@pytest.mark.parametrize("sizes", MANY_LISTS, ids=str)
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("sharing", ["random", "clustered"])
+def test_small_groups_of_many_lists(sharing: Sharing, dtype: str, sizes: Sizes) -> None:
+    assert check_lists(example("choices", "selected"), dtype, LISTED_TOKENS, sizes, sharing=sharing) == []
 
 
 def test_nsa_at_65536_tokens() -> None:

@@ -27,8 +27,24 @@ MIXED = """
     output mix(a, b, c)
 """
 
-BY_BLOCKS = (r"BY_BLOCKS_ROWS = \d+, \d+\nPART_ROWS, PART_BYTES = .*", "BY_BLOCKS_ROWS = 99, 0\nPART_ROWS, PART_BYTES = 16, 9000")
-"""Any group by blocks, in several chunks, and blocks that many queries chose in several items."""
+
+def by_blocks(part_bytes: int, share: int = 10**6) -> tuple[str, str]:
+    """A change of modules: groups may go by blocks, and do but for a share of 0; parts take so many bytes."""
+    constants = r"BY_BLOCKS_LISTS, BY_BLOCKS_SHARE = .*\nPART_ROWS, PART_BYTES = .*"
+    return constants, f"BY_BLOCKS_LISTS, BY_BLOCKS_SHARE = 99, 0, {share}\nPART_ROWS, PART_BYTES = 16, {part_bytes}"
+
+
+BY_BLOCKS = by_blocks(9000)
+"""By blocks, in several chunks, and blocks that many queries chose in several items."""
+
+WHOLE_LISTS = by_blocks(40000)
+"""Chunks of several whole lists, and inverse indices of several chunks."""
+
+BY_UNIONS = by_blocks(9000, share=0)
+"""All that goes by blocks is launched, and leaves it to the unions."""
+
+LARGE = (r"large = sizes.*", "large = sizes.sum() >= 0")
+"""All unions count as large: with the one before, they are launched, and leave it to the blocks."""
 
 ALONE = (r"most = QUERIES \* .*", "most = 0")
 """No union is small enough for the queries' gradient."""
@@ -59,7 +75,16 @@ def change(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "rows", "tokens", "changes"),
-    [(4, 2, 32, 9, ()), (16, 1, 32, 37, ()), (18, 1, 16, 25, ()), (2, 2, 32, 37, (BY_BLOCKS,)), (6, 1, 16, 9, (BY_BLOCKS,))],
+    [
+        (4, 2, 32, 9, ()),
+        (16, 1, 32, 37, ()),
+        (18, 1, 16, 25, ()),
+        (2, 2, 32, 37, (BY_BLOCKS,)),
+        (6, 1, 16, 9, (BY_BLOCKS,)),
+        (12, 12, 32, 37, (WHOLE_LISTS,)),
+        (4, 2, 32, 37, (BY_UNIONS,)),
+        (4, 2, 32, 37, (BY_UNIONS, LARGE)),
+    ],
 )
 def test_group_sizes(
     heads: int, kv_heads: int, rows: int, tokens: int, changes: tuple[tuple[str, str], ...], change: Callable[..., None]
@@ -130,6 +155,26 @@ def host_functions(text: str) -> Any:
     return load_module(compile_source(parse(text), LaunchShape(rows=32, cols=16)), "host")
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.int16])
+@pytest.mark.parametrize(("width", "every", "most"), [(3, 1, 64), (16, 4, 64), (5, 1, 4), (33, 2, 64)])
+def test_lists_as_kernels_want_them(width: int, every: int, most: int, dtype: torch.dtype) -> None:
+    """Ascending, distinct, -1 last; nothing that does not exist or begins after the list's first query. 5 entries of 4: torch sorts."""
+    random = torch.Generator().manual_seed(width)
+    tokens, block = 53, 4
+    lists = -(-tokens // every)
+    given = torch.randint(-3, 20, (2, 3, lists, width), generator=random).to(dtype)
+    given[..., 1] = given[..., 0]
+    module = host_functions(ONE)
+    module.MOST_RANKED = most
+    made = module._list_blocks(given.transpose(0, 1).contiguous().transpose(0, 1), tokens, block, every)
+    assert made.shape == given.shape
+    assert made.dtype == torch.int32
+    assert made.is_contiguous()
+    for n, (row, entries) in enumerate(zip(made.view(-1, width).tolist(), given.reshape(-1, width).tolist(), strict=True)):
+        right = sorted({each for each in entries if each >= 0 and each * block <= min(n % lists * every, tokens - 1)})
+        assert row == right + [-1] * (width - len(right))
+
+
 @pytest.mark.parametrize(("queries", "width"), [(8, 3), (4, 16), (1, 2)])
 def test_unions(queries: int, width: int) -> None:
     """Every distinct block once, ascending, with a bit for each query that chose it; the last tile has fewer queries."""
@@ -147,13 +192,30 @@ def test_unions(queries: int, width: int) -> None:
             assert [word % 2**32 for word in unions[0, unit, tile, : len(blocks)].tolist()] == words
 
 
+@pytest.mark.parametrize(("sizes", "wild", "skips"), [(9, 0, (0, 1)), (10, 0, (0, 1)), (11, 0, (1, 0)), (9, 1, (1, 1)), (11, 1, (1, 1))])
+def test_the_unions_decide(sizes: int, wild: int, skips: tuple[int, int]) -> None:
+    """Among 80 pairs, 10 blocks in the unions are as many as pay."""
+    held, flag = torch.tensor([[[sizes - 4, 4]]], dtype=torch.int32), torch.tensor([wild], dtype=torch.int32)
+    flags = host_functions(ONE)._choose_schedule(held, 80, flag)
+    assert tuple(each.item() for each in flags) == skips
+    assert all(each.shape == (1,) and each.dtype == torch.int32 for each in flags)
+
+
+def test_an_index_that_nobody_asks_for() -> None:
+    lists = torch.zeros(1, 1, 40, 3, dtype=torch.int32)
+    lists[..., 1:] = -1
+    made = [host_functions(ONE)._invert_blocks(lists, 1, 3, 16, skip=torch.tensor([flag], dtype=torch.int32))[1] for flag in (0, 1)]
+    assert made[0].any()
+    assert not made[1].any()
+
+
 @pytest.mark.parametrize(("owners", "slots"), [(2, True), (1, False)])
 def test_inverse_index(owners: int, slots: bool) -> None:
     random = torch.Generator().manual_seed(0)
     lists = torch.stack([torch.randperm(7, generator=random)[:3].sort().values for _ in range(2 * 2 * 70)]).to(torch.int32)
     lists[::3, 2] = -1
     chosen = lists.view(2, 2, 70, 3)
-    made = host_functions(ONE)._invert_blocks(chosen, owners, 7, 16, slots=slots)
+    made = host_functions(ONE)._invert_blocks(chosen, owners, 7, 16, slots=slots, skip=torch.zeros(1, dtype=torch.int32))
     entries, items, ends = (each.tolist() for each in made)
     assert len(items) == 2 * owners
     found: dict[int, list[int]] = {block: [] for block in range(2 * owners * 7)}
@@ -185,13 +247,14 @@ class Fault:
     backward: bool = False
     damage: str = "none"
     heads: int = 4
+    kv_heads: int = 1
 
     def check(self) -> None:
         """What finds the fault."""
         if self.backward:
-            agree_in_gradients(ONE, tokens=37, heads=self.heads, kv_heads=1)
+            agree_in_gradients(ONE, tokens=37, heads=self.heads, kv_heads=self.kv_heads)
         else:
-            agree(ONE, tokens=53, heads=self.heads, kv_heads=1, damage=self.damage, damaged=20, visible=False)
+            agree(ONE, tokens=53, heads=self.heads, kv_heads=self.kv_heads, damage=self.damage, damaged=20, visible=False)
 
 
 FAULTS = {
@@ -199,8 +262,14 @@ FAULTS = {
     "unite: a block counts for its first query": Fault(r"block \| chosen_by", "block | bit"),
     "alone: keys before the last block": Fault(r"seen = \(cols >= start\) & ", "seen = ", heads=18),
     "alone: asleep": Fault(r"if tl.load\(wild_ptr\) == 0:", "if tl.load(wild_ptr) >= 0:", damage="value"),
+    "lists: twice the same": Fault(r"tl.where\(repeated > 0, n_blocks, block\)", "block"),
     "by blocks: the last row of an item": Fault(r"step \* ROWS \+ place < n_rows", "step * ROWS + place < n_rows - 1", (BY_BLOCKS,)),
     "by blocks: keys after the query": Fault(r"cols\[None, :\] <= tokens\[:, None\]", "cols[None, :] >= 0", (BY_BLOCKS,)),
+    "by blocks: the first chunk's lists": Fault(
+        r"\+ first, first_token, some", ", first_token, some", (WHOLE_LISTS,), heads=12, kv_heads=12
+    ),
+    "by blocks: one part for two lists": Fault(r"owner - first_owner", "owner * 0", (WHOLE_LISTS,), heads=12, kv_heads=12),
+    "by blocks: nobody's turn": Fault(r"for skip in \(large, ~large\)", "for skip in (large, ~large | large)", (BY_UNIONS, LARGE)),
     "merged: the last part": Fault(r"tl.max\(count, 0\)", "tl.max(count, 0) - 1", (BY_BLOCKS,)),
     "gradient, union: the neighbour's choice": Fault(r"chosen_bit = 24", "chosen_bit = 25", (KEPT,), backward=True),
     "gradient, alone: the last block": Fault(

@@ -981,7 +981,7 @@ def _tile_queries(group, width, rows):
 
 @triton.jit(do_not_specialize=["n_tokens"])
 def attend_selected_union(
-    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, union_ptr, sizes_ptr, wild_ptr, branch_0_compressed_ptr, branch_2_windowed_ptr, gates_ptr, mixed_ptr, gates_batch, gates_head, gates_token, gates_branch,
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, union_ptr, sizes_ptr, skip_ptr, branch_0_compressed_ptr, branch_2_windowed_ptr, gates_ptr, mixed_ptr, gates_batch, gates_head, gates_token, gates_branch,
     scale, n_tokens, heads, kv_heads,
     q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token,
     DIM_QK: tl.constexpr, DIM_V: tl.constexpr, PAD_QK: tl.constexpr, PAD_V: tl.constexpr,
@@ -989,7 +989,7 @@ def attend_selected_union(
 ):
     """Branch selected: attention over the blocks that neighbouring queries chose.
 
-    One program a tile of QUERIES queries; none if a value is not finite. GROUP: heads that share a list; ROWS: rows of a program.
+    One program a tile of QUERIES queries; none if skip says so. GROUP: heads that share a list; ROWS: rows of a program.
     SHORT: there are fewer tokens than a tile has keys. OWN: store the branch, too, not the output alone.
     """
     TILE_N: tl.constexpr = 64
@@ -1001,7 +1001,7 @@ def attend_selected_union(
     first_head = kv_head * GROUP
     k_base = k_ptr + batch * k_batch + tl.cast(kv_head, tl.int64) * k_head
     v_base = v_ptr + batch * v_batch + tl.cast(kv_head, tl.int64) * v_head
-    if tl.load(wild_ptr) != 0:
+    if tl.load(skip_ptr) != 0:
         return
     size = tl.load(sizes_ptr + program)
     entry = tl.arange(0, ROWS)
@@ -1142,7 +1142,7 @@ def attend_selected(
         tl.store(lse_ptr + row, log_sum_exp, mask=row_ok)
 
 
-BY_BLOCKS_GROUP, BY_BLOCKS_ROWS = 2, 65536
+BY_BLOCKS_GROUP, BY_BLOCKS_LISTS, BY_BLOCKS_SHARE = 7, 131072, 8
 PART_ROWS, PART_BYTES = 1024, 1073741824
 
 
@@ -1157,8 +1157,10 @@ def bits_set(x):
 
 
 @triton.jit(do_not_specialize=["rows", "n_words"])
-def mark_lists(list_ptr, bits_ptr, rows, n_blocks, n_words, WIDTH: tl.constexpr, PAD_WIDTH: tl.constexpr):
+def mark_lists(list_ptr, bits_ptr, skip_ptr, rows, n_blocks, n_words, WIDTH: tl.constexpr, PAD_WIDTH: tl.constexpr):
     """Set the bit of every (block, list of an owner). Integers are joined by `or`, so no order matters. One program 32 lists."""
+    if tl.load(skip_ptr) != 0:
+        return
     owner = tl.cast(tl.program_id(0) // tl.cdiv(rows, 32), tl.int64)
     place = tl.arange(0, 32 * PAD_WIDTH)
     row, slot = tl.program_id(0) % tl.cdiv(rows, 32) * 32 + place // PAD_WIDTH, place % PAD_WIDTH
@@ -1168,8 +1170,10 @@ def mark_lists(list_ptr, bits_ptr, rows, n_blocks, n_words, WIDTH: tl.constexpr,
 
 
 @triton.jit(do_not_specialize=["pitch", "n_words", "longest"])
-def count_lists(bits_ptr, before_ptr, sizes_ptr, pitch, n_words, longest, TILE: tl.constexpr):
+def count_lists(bits_ptr, before_ptr, sizes_ptr, skip_ptr, pitch, n_words, longest, TILE: tl.constexpr):
     """For every word of a block how many lists come before it; how many lists the block has, and items. One program a block of an owner."""
+    if tl.load(skip_ptr) != 0:
+        return
     block = tl.cast(tl.program_id(0), tl.int64)
     total = 0
     for start in tl.range(0, n_words, TILE):
@@ -1183,10 +1187,12 @@ def count_lists(bits_ptr, before_ptr, sizes_ptr, pitch, n_words, longest, TILE: 
 
 @triton.jit(do_not_specialize=["rows", "n_words"])
 def place_lists(
-    list_ptr, bits_ptr, before_ptr, sizes_ptr, until_ptr, entries_ptr, rows, n_blocks, n_words,
+    list_ptr, bits_ptr, before_ptr, sizes_ptr, until_ptr, entries_ptr, skip_ptr, rows, n_blocks, n_words,
     WIDTH: tl.constexpr, PAD_WIDTH: tl.constexpr, SLOTS: tl.constexpr,
 ):
     """Store every entry where it belongs: after the block's earlier ones. SLOTS: an entry also says where in its list the block stood."""
+    if tl.load(skip_ptr) != 0:
+        return
     owner = tl.cast(tl.program_id(0) // tl.cdiv(rows, 32), tl.int64)
     place = tl.arange(0, 32 * PAD_WIDTH)
     row, slot = tl.program_id(0) % tl.cdiv(rows, 32) * 32 + place // PAD_WIDTH, place % PAD_WIDTH
@@ -1201,9 +1207,11 @@ def place_lists(
 
 
 @triton.jit(do_not_specialize=["longest", "n_blocks", "places"])
-def list_items(sizes_ptr, until_ptr, ends_ptr, items_ptr, longest, n_blocks, places, TILE: tl.constexpr):
+def list_items(sizes_ptr, until_ptr, ends_ptr, items_ptr, skip_ptr, longest, n_blocks, places, TILE: tl.constexpr):
     """Store the items of every block where the owner has its places: where an item starts among the entries, how many it has, the block,
     and the item's number among those that are not their block's first; -1 if it is. One program a block of an owner."""
+    if tl.load(skip_ptr) != 0:
+        return
     block = tl.program_id(0)
     owner = block // n_blocks
     size = tl.load(sizes_ptr + block)
@@ -1220,14 +1228,14 @@ def list_items(sizes_ptr, until_ptr, ends_ptr, items_ptr, longest, n_blocks, pla
         tl.store(items + item * 4 + 3, tl.where(item == 0, -1, first - block % n_blocks + item - 1), mask=ok)
 
 
-def _invert_blocks(chosen, owners, n_blocks, longest, slots=False):
+def _invert_blocks(chosen, owners, n_blocks, longest, slots=False, *, skip):
     """Block lists read backwards: for every block the lists that hold it, ascending, cut into items of at most `longest`.
 
     chosen: (batch, units, query units, width), distinct, -1 for none. owners: how many inverse indices a batch has; its units are dealt
     out to them in order, so that an entry is (unit of the owner, query unit), and with `slots` its place in the list, too. Returns
     entries; items (batch * owners, places, 4), the longest first: start among the entries, how many, block (counted through all owners),
     and number among those that are not their block's first, or -1; more places than needed hold 0 entries, and so may a block's only item;
-    last, for each block how many items there are up to and with it.
+    last, for each block how many items there are up to and with it. skip: int32 (1,); nothing of this is made where it is not 0.
     """
     batch, units, n_units, width = chosen.shape
     n_lists, rows = batch * owners, units // owners * n_units
@@ -1236,35 +1244,35 @@ def _invert_blocks(chosen, owners, n_blocks, longest, slots=False):
     entries, sizes, before = (torch.empty(n, device=chosen.device, dtype=torch.int32) for n in (chosen.numel(), (2, pitch), n_all * n_words))
     bits, items = (torch.zeros(n, device=chosen.device, dtype=torch.int32) for n in (n_all * n_words, (n_lists, places, 4)))
     lists = dict(WIDTH=width, PAD_WIDTH=_power_of_2(width), warps=4, stages=1)
-    _launch(mark_lists, n_lists * n_words, chosen, bits, rows, n_blocks, n_words, **lists)
+    _launch(mark_lists, n_lists * n_words, chosen, bits, skip, rows, n_blocks, n_words, **lists)
     tile = min(1024, _power_of_2(max(1, n_words)))
-    _launch(count_lists, n_all, bits, before, sizes, pitch, n_words, longest, TILE=tile, warps=4, stages=1)
+    _launch(count_lists, n_all, bits, before, sizes, skip, pitch, n_words, longest, TILE=tile, warps=4, stages=1)
     until, ends = sizes.cumsum(1, dtype=torch.int32)
-    _launch(place_lists, n_lists * n_words, chosen, bits, before, sizes, until, entries, rows, n_blocks, n_words, SLOTS=slots, **lists)
-    _launch(list_items, n_all, sizes, until, ends, items, longest, n_blocks, places, TILE=32, warps=1, stages=1)
+    _launch(place_lists, n_lists * n_words, chosen, bits, before, sizes, until, entries, skip, rows, n_blocks, n_words, SLOTS=slots, **lists)
+    _launch(list_items, n_all, sizes, until, ends, items, skip, longest, n_blocks, places, TILE=32, warps=1, stages=1)
     # The longest first: items that run at the same time go through their lists at the same pace then, and find each other's rows in the
     # cache; and those that run last are short.
     order = items[:, :, 1].argsort(dim=1, descending=True, stable=True)
     return entries, items.gather(1, order[:, :, None].expand(-1, -1, 4)), ends
 
 
-@triton.jit(do_not_specialize=["n_tokens", "n_blocks", "first_list", "first_token", "span"])
+@triton.jit(do_not_specialize=["n_tokens", "n_blocks", "first_list", "first_owner", "first_token", "span"])
 def attend_selected_by_blocks(
-    q_ptr, k_ptr, v_ptr, part_ptr, part_lse_ptr, entries_ptr, items_ptr, wild_ptr,
-    scale, n_tokens, n_blocks, first_list, first_token, span, heads, kv_heads,
+    q_ptr, k_ptr, v_ptr, part_ptr, part_lse_ptr, entries_ptr, items_ptr, skip_ptr,
+    scale, n_tokens, n_blocks, first_list, first_owner, first_token, span, heads, kv_heads,
     q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token,
     DIM_QK: tl.constexpr, DIM_V: tl.constexpr, PAD_QK: tl.constexpr, PAD_V: tl.constexpr,
     GROUP: tl.constexpr, ROWS: tl.constexpr, SHORT: tl.constexpr,
 ):
     """Branch selected: attention of the queries that chose a block, for each block alone.
 
-    One program an item of the inverse index of `span` queries from first_token on, of lists from first_list on (lists of all batches).
-    Parts: (lists, span, GROUP, 16, dim); their log-sum-exps are in base 2.
+    One program an item of the inverse index of `span` queries from first_token on; none if skip says so. The index is of lists from
+    first_list on (lists of all batches), this launch of those from first_owner on. Parts: (lists, span, GROUP, 16, dim); their log-sum-exps are in base 2.
     """
     TILE_N: tl.constexpr = 64
     item = items_ptr + tl.cast(tl.program_id(0), tl.int64) * 4
     n_rows = tl.load(item + 1) * GROUP
-    if (n_rows == 0) | (tl.load(wild_ptr) != 0):
+    if (n_rows == 0) | (tl.load(skip_ptr) != 0):
         return
     owner = tl.load(item + 2) // n_blocks
     block = tl.load(item + 2) % n_blocks
@@ -1281,7 +1289,7 @@ def attend_selected_by_blocks(
     key = load_tile(k_base + first.to(tl.int64) * k_token, k_token, in_range, TILE_N, DIM_QK, PAD_QK, SHORT)
     value = load_tile(v_base + first.to(tl.int64) * v_token, v_token, in_range, TILE_N, DIM_V, PAD_V, SHORT)
     entries = entries_ptr + tl.load(item)
-    first_part = tl.cast(owner, tl.int64) * span * (GROUP * 16)
+    first_part = tl.cast(owner - first_owner, tl.int64) * span * (GROUP * 16)
     place = tl.arange(0, ROWS)
     # An entry is read one step before its rows are, so that their loads wait for nothing.
     entry = tl.load(entries + tl.minimum(place, n_rows - 1) // GROUP)
@@ -1309,14 +1317,14 @@ def attend_selected_by_blocks(
 
 @triton.jit(do_not_specialize=["n_tokens", "n_rows", "first_list", "first_token", "span"])
 def attend_selected_merged(
-    part_ptr, part_lse_ptr, list_ptr, out_ptr, lse_ptr, wild_ptr, branch_0_compressed_ptr, branch_2_windowed_ptr, gates_ptr, mixed_ptr, gates_batch, gates_head, gates_token, gates_branch, n_tokens, n_rows, first_list, first_token, span, heads, kv_heads,
+    part_ptr, part_lse_ptr, list_ptr, out_ptr, lse_ptr, skip_ptr, branch_0_compressed_ptr, branch_2_windowed_ptr, gates_ptr, mixed_ptr, gates_batch, gates_head, gates_token, gates_branch, n_tokens, n_rows, first_list, first_token, span, heads, kv_heads,
     DIM_V: tl.constexpr, PAD_V: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, OWN: tl.constexpr,
 ):
     """Branch selected: the softmaxes of single blocks as one.
 
-    One program ROWS of the parts' (lists, span, GROUP) rows. OWN: store the branch, too, not the output alone.
+    One program ROWS of the parts' (lists, span, GROUP) rows; none if skip says so. OWN: store the branch, too, not the output alone.
     """
-    if tl.load(wild_ptr) != 0:
+    if tl.load(skip_ptr) != 0:
         return
     part = tl.cast(tl.program_id(0), tl.int64) * ROWS + tl.arange(0, ROWS)
     row_ok = part < n_rows
@@ -1360,6 +1368,59 @@ def attend_selected_merged(
         store_rows(out_ptr, row, own, row_ok, DIM_V, PAD_V)
     log_sum_exp = tl.where(row_sum == 0.0, float("-inf"), (row_max + tl.log2(row_sum_safe)) * LN2)
     tl.store(lse_ptr + row, log_sum_exp, mask=row_ok)
+
+
+@triton.jit(do_not_specialize=["n_lists", "n_units", "n_blocks"])
+def list_blocks(
+    given_ptr, list_ptr, n_lists, n_units, n_blocks,
+    BLOCK: tl.constexpr, EVERY: tl.constexpr, WIDTH: tl.constexpr, PAD_WIDTH: tl.constexpr, ROWS: tl.constexpr,
+):
+    """Store the lists ascending, distinct, -1 last, without blocks that do not exist or that begin after the list's first query. One
+    program ROWS lists of WIDTH; a list's entries are ranked against each other."""
+    row = tl.cast(tl.program_id(0), tl.int64) * ROWS + tl.arange(0, ROWS)
+    slot = tl.arange(0, PAD_WIDTH)
+    known = (row < n_lists)[:, None] & (slot < WIDTH)[None, :]
+    place = row[:, None] * WIDTH + slot[None, :]
+    given = tl.load(given_ptr + place, mask=known, other=-1)
+    right = (given >= 0) & (given < n_blocks) & (given * BLOCK <= (row % n_units * EVERY)[:, None])
+    block = tl.where(right, given, n_blocks).to(tl.int32)
+    # Every entry against the others of its list, which are the first axis: sums over it stay in a thread.
+    earlier = slot[:, None, None] < slot[None, None, :]
+    other = tl.trans(block)[:, :, None]
+    repeated = tl.sum(((other == block[None, :, :]) & earlier).to(tl.int32), 0)
+    # Of equal entries the first one counts.
+    block = tl.where(repeated > 0, n_blocks, block)
+    other = tl.trans(block)[:, :, None]
+    ahead = (other < block[None, :, :]) | ((other == block[None, :, :]) & earlier)
+    rank = tl.sum(ahead.to(tl.int32), 0)
+    tl.store(list_ptr + row[:, None] * WIDTH + rank, tl.where(block == n_blocks, -1, block), mask=known)
+
+
+def _list_blocks(indices, n_tokens, block, every):
+    """Block lists as the kernels want them: ascending, distinct, -1 last; blocks that do not exist or that begin after the
+    query that chooses are left out. indices: (batch, units, query units, n) integers in any order."""
+    n_blocks = _cdiv(n_tokens, block)
+    _, _, n_units, width = indices.shape
+    if 0 < width <= MOST_RANKED:
+        given = (indices if indices.dtype in (torch.int32, torch.int64) else indices.to(torch.int64)).contiguous()
+        lists = torch.empty(given.shape, device=given.device, dtype=torch.int32)
+        pad = _power_of_2(width)
+        rows = max(1, 4096 // (pad * pad))
+        _launch(
+            list_blocks, _cdiv(given.numel() // width, rows), given, lists, given.numel() // width, n_units, n_blocks,
+            BLOCK=block, EVERY=every, WIDTH=width, PAD_WIDTH=pad, ROWS=rows, warps=4, stages=1,
+        )
+        return lists
+    indices = indices.to(torch.int64)
+    leader = torch.arange(n_units, device=indices.device)[:, None] * every
+    wrong = (indices < 0) | (indices >= n_blocks) | (indices * block > leader)
+    ordered = torch.where(wrong, n_blocks, indices).to(torch.int32).sort(dim=-1).values
+    repeated = torch.zeros_like(ordered, dtype=torch.bool)
+    repeated[..., 1:] = ordered[..., 1:] == ordered[..., :-1]
+    ordered = torch.where(repeated, n_blocks, ordered).sort(dim=-1).values
+    return torch.where(ordered == n_blocks, -1, ordered).contiguous()
+
+MOST_RANKED = 64  # Entries of a list that are ranked against each other; longer lists are sorted by torch.
 
 
 def _cdiv(a, b):
@@ -1487,20 +1548,6 @@ def _split(dim):
     return (whole, rest) if dim > whole and whole + rest < _pad(dim) else (_pad(dim), 0)
 
 
-def _list_blocks(indices, n_tokens, block, every):
-    """Block lists as the kernels want them: ascending, distinct, -1 last; blocks that do not exist or that begin after the
-    query that chooses are left out. indices: (batch, units, query units, n) integers in any order."""
-    n_blocks = _cdiv(n_tokens, block)
-    indices = indices.to(torch.int64)
-    leader = torch.arange(indices.shape[2], device=indices.device)[:, None] * every
-    wrong = (indices < 0) | (indices >= n_blocks) | (indices * block > leader)
-    ordered = torch.where(wrong, n_blocks, indices).to(torch.int32).sort(dim=-1).values
-    repeated = torch.zeros_like(ordered, dtype=torch.bool)
-    repeated[..., 1:] = ordered[..., 1:] == ordered[..., :-1]
-    ordered = torch.where(repeated, n_blocks, ordered).sort(dim=-1).values
-    return torch.where(ordered == n_blocks, -1, ordered).contiguous()
-
-
 def compress_summary(k, v, parameters):
     """Slots of summary: mlp of 32 tokens every 16.
 
@@ -1515,11 +1562,19 @@ def compress_summary(k, v, parameters):
     return k_slots.to(k.dtype).contiguous(), v_slots.to(v.dtype).contiguous()
 
 
-def attend_selected_in_parts(q, k, v, out, lse, chosen, combining, own, scale, wild):
+def _choose_schedule(sizes, pairs, wild):
+    """Two flags, int32 (1,): not 0 where the kernels over unions, and those by blocks, have nothing to do. One of the two is 0, or none if
+    wild is not. sizes: of unions; pairs: of a query row and a block."""
+    large = sizes.sum() * BY_BLOCKS_SHARE > pairs
+    return tuple((skip | (wild != 0)).to(torch.int32) for skip in (large, ~large))
+
+
+def attend_selected_in_parts(q, k, v, out, lse, chosen, combining, own, scale, skip):
     """Branch selected by blocks: a part for every row and block, then their sum.
 
     q: (batch, heads, tokens, d_qk); k, v: (batch, kv_heads, tokens, dim); out, lse: what is written; chosen: (batch, kv_heads, tokens, n).
-    combining: what the kernels take that end with the output; own: whether out is written. Nothing is written if wild. Parts of (rows x n) take up to PART_BYTES.
+    combining: what the kernels take that end with the output; own: whether out is written. skip: int32 (1,); nothing is written
+    where it is not 0. Parts of (rows x n) take up to PART_BYTES, the inverse index up to a quarter of that.
     """
     batch, heads, n_tokens, dim_qk = q.shape
     kv_heads, dim_v = k.shape[1], v.shape[3]
@@ -1533,24 +1588,29 @@ def attend_selected_in_parts(q, k, v, out, lse, chosen, combining, own, scale, w
     parts = torch.empty(n_lists * span * group * 16, dim_v, device=q.device, dtype=ACC_TORCH)
     part_lse = torch.empty(n_lists * span * group * 16, device=q.device, dtype=ACC_TORCH)
     longest = max(16, PART_ROWS // group)
-    for first_list in range(0, batch * kv_heads, n_lists):
-        for first_token in range(0, n_tokens, span):
-            some = lists[first_list : first_list + n_lists, first_token : first_token + span].contiguous()
-            entries, items, _ = _invert_blocks(some[:, None], 1, n_blocks, longest, slots=True)
-            _launch(
-                attend_selected_by_blocks, items.shape[0] * items.shape[1],
-                q, k, v, parts, part_lse, entries, items, wild,
-                scale, n_tokens, n_blocks, first_list, first_token, some.shape[1], heads, kv_heads,
-                *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-                DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v), GROUP=group, ROWS=64, SHORT=n_tokens < 64,
-                warps=4, stages=2,
-            )
-            n_rows = some.shape[0] * some.shape[1] * group
-            _launch(
-                attend_selected_merged, _cdiv(n_rows, 16),
-                parts, part_lse, chosen, out, lse, wild, *combining, n_tokens, n_rows, first_list, first_token, some.shape[1], heads, kv_heads,
-                DIM_V=dim_v, PAD_V=_pad(dim_v), GROUP=group, ROWS=16, OWN=own, warps=4, stages=3,
-            )
+    # Indices of several chunks are made at once: of a list they hold its entries, copied and in order, and two words for each block and
+    # 32 queries.
+    indexed = n_lists * max(1, PART_BYTES // 4 // (n_lists * span * (128 + n_blocks // 4)))
+    for first_token in range(0, n_tokens, span):
+        for first_list in range(0, batch * kv_heads, indexed):
+            some = lists[first_list : first_list + indexed, first_token : first_token + span].contiguous()
+            entries, items, _ = _invert_blocks(some[:, None], 1, n_blocks, longest, slots=True, skip=skip)
+            for first in range(0, some.shape[0], n_lists):
+                held = items[first : first + n_lists]
+                _launch(
+                    attend_selected_by_blocks, held.shape[0] * held.shape[1],
+                    q, k, v, parts, part_lse, entries, held, skip,
+                    scale, n_tokens, n_blocks, first_list, first, first_token, some.shape[1], heads, kv_heads,
+                    *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
+                    DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v), GROUP=group, ROWS=64, SHORT=n_tokens < 64,
+                    warps=4, stages=2,
+                )
+                n_rows = held.shape[0] * some.shape[1] * group
+                _launch(
+                    attend_selected_merged, _cdiv(n_rows, 16),
+                    parts, part_lse, chosen, out, lse, skip, *combining, n_tokens, n_rows, first_list + first, first_token, some.shape[1], heads, kv_heads,
+                    DIM_V=dim_v, PAD_V=_pad(dim_v), GROUP=group, ROWS=16, OWN=own, warps=4, stages=3,
+                )
 
 
 def run(
@@ -1675,15 +1735,22 @@ def run(
     keys, values = _near(k, 64), _near(v, 64)
     ROWS, UNION_ROWS = max(16, min(64, _power_of_2(group))), 64 if group >= 8 else 16
     SHORT = n_tokens < 64
-    TAKEN = group <= UNION_ROWS
-    if group <= BY_BLOCKS_GROUP and batch * heads * n_tokens >= BY_BLOCKS_ROWS:
-        attend_selected_in_parts(q, keys, values, branch_selected, lse_selected, chosen_selected, combining, keep, scale, wild_v)
-    elif TAKEN:
-        QUERIES = _tile_queries(group, 16, UNION_ROWS)
+    TAKEN, skip = group <= UNION_ROWS, wild_v
+    QUERIES = _tile_queries(group, 16, UNION_ROWS)
+    may_go_by_blocks = group <= BY_BLOCKS_GROUP and batch * kv_heads * n_tokens >= BY_BLOCKS_LISTS
+    # Where not even queries that all choose the same blocks have a union that pays, nobody asks for one.
+    unites = TAKEN and not (may_go_by_blocks and QUERIES * group <= BY_BLOCKS_SHARE)
+    if unites:
         unions, sizes, _ = _unite_blocks(chosen_selected, QUERIES)
+    if may_go_by_blocks:
+        skip_blocks = skip
+        if unites:
+            skip, skip_blocks = _choose_schedule(sizes, group * chosen_selected.numel(), skip)
+        attend_selected_in_parts(q, keys, values, branch_selected, lse_selected, chosen_selected, combining, keep, scale, skip_blocks)
+    if unites:
         _launch(
             attend_selected_union, batch * kv_heads * _cdiv(n_tokens, QUERIES),
-            q, keys, values, branch_selected, lse_selected, unions, sizes, wild_v, *combining, scale, n_tokens, heads, kv_heads,
+            q, keys, values, branch_selected, lse_selected, unions, sizes, skip, *combining, scale, n_tokens, heads, kv_heads,
             *q.stride()[:3], *keys.stride()[:3], *values.stride()[:3],
             DIM_QK=dim_qk, DIM_V=dim_v, PAD_QK=_pad(dim_qk), PAD_V=_pad(dim_v), GROUP=group, QUERIES=QUERIES, SHORT=SHORT, OWN=keep, ROWS=UNION_ROWS, warps=4 if group >= 8 else 2, stages=3,
         )
