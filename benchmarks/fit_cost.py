@@ -90,7 +90,12 @@ def measured(card: str, files: Sequence[Path]) -> list[Measured]:
     results = ROOT / "benchmarks" / "results"
     known = [results / f"{each}-{card}.json" for each in ("forward", "backward", "kernels", "performance")]
     found = (each for path in files or [each for each in known if each.exists()] for each in read(path))
-    return list({(each.work.kernel, each.work.tiles, each.work.engine, each.work.visible): each for each in found}.values())
+    return list({_task(each.work): each for each in found}.values())
+
+
+def _task(work: Work) -> tuple[object, ...]:
+    """What a kernel had to do: the same where two measurements are of the same thing."""
+    return work.kernel, work.tiles, work.engine, work.visible, work.copies, int(work.full.sum() + work.partial.sum())
 
 
 def read(path: Path) -> Iterator[Measured]:
@@ -145,6 +150,11 @@ def _kernels(label: str, pattern: Pattern, shape: LaunchShape, call: Call, times
     plain = kernels(pattern, replace(shape, templates="portable"), call)
     joined = [re.split("_queries_with_|_with_", each[len("attend_") : -len("_hopper")]) for each in times if "_queries_with_" in each]
     leave = {f"attend_{branch}_queries" for branches in joined for branch in branches}
+    for name in planned:
+        both = f"{name}_union", f"{name}_by_blocks"
+        if all(each in times for each in both):
+            # Both were launched, and the unions decided which one left at once.
+            leave |= {both[0]} if times[both[1]] > times[both[0]] else {both[1], f"{name}_merged"}
     for name, kernel in planned.items():
         beside = {f"{name}_union", f"{name}_by_blocks", f"slopes_{name.removeprefix('attend_')}"}
         if f"{name}_hopper" in times:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from nsa_dsl.codegen.limits_backward import PROGRAMS_WANTED
 from nsa_dsl.count import count_pairs, count_tiles
 from nsa_dsl.integer_set import TooComplex
-from nsa_dsl.launch import LaunchShape, Tiles
+from nsa_dsl.launch import LaunchShape, Tiles, power_of_two
 from nsa_dsl.lift import key_positions
 from nsa_dsl.lower import lower
 from nsa_dsl.passes import run_passes
@@ -22,19 +22,33 @@ from nsa_dsl.pattern import Branch, Choice, Compress, Pattern
 from nsa_dsl.relation import Condition, Term, evaluate
 from nsa_dsl.schedule import ChooseStep, ChosenStep, StaticStep, plan_graph
 from nsa_dsl.schedule_backward import ChosenKeysStep, QueriesStep, StaticKeysStep, plan_backward
+from nsa_dsl.schedule_chosen import BY_BLOCKS_GROUP, BY_BLOCKS_LISTS
 from nsa_dsl.tiles import Side
 
 Kind: TypeAlias = Literal[
-    "static", "static_queries", "static_keys", "chosen", "union", "chosen_queries", "union_queries", "chosen_keys", "score"
+    "static",
+    "static_queries",
+    "static_keys",
+    "chosen",
+    "union",
+    "by_blocks",
+    "merged",
+    "chosen_queries",
+    "union_queries",
+    "chosen_keys",
+    "score",
 ]
 Engine: TypeAlias = Literal["triton", "gluon"]
 _Integers: TypeAlias = npt.NDArray[np.int64]
 
-UNION_OF = 4
-"""Neighbouring queries whose blocks are walked together."""
+SMALL_GROUP = 8
+"""Groups of fewer heads have tiles of 16 rows and two warps where they walk unions."""
 
-FRESH: Mapping[str, float] = {"random": 54 / 64, "clustered": 26 / 64, "identical": 16 / 64}
-"""Different blocks among those that so many neighbours choose, by how much they agree."""
+KEPT = 3
+"""Blocks that neighbouring queries have in common whatever they choose: the first, their own and the one before, as in NSA."""
+
+ALIKE: Mapping[str, float] = {"random": 0.0, "clustered": 10 / 13, "identical": 1.0}
+"""The part of their other blocks that neighbours choose alike, by how much they agree."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +126,10 @@ def _forward(shape: LaunchShape, call: Call, steps: tuple[object, ...]) -> Itera
                 yield counting.kernel(name, step.tiles, None, counting.chosen(name, "chosen", branch))
                 if step.one_list is not None:
                     yield counting.kernel(f"{name}_union", step.one_list.union, None, counting.chosen(f"{name}_union", "union", branch))
+                    if step.one_list.by_blocks is not None and counting.may_go_by_blocks():
+                        tiles, parts, merged = step.one_list.by_blocks, f"{name}_by_blocks", f"{name}_merged"
+                        yield counting.kernel(parts, tiles, None, counting.chosen(parts, "by_blocks", branch))
+                        yield counting.kernel(merged, tiles, None, counting.merged(merged, branch))
             case ChooseStep(choice=choice, scored_branch=branch, relation=relation) if branch is not None and relation is not None:
                 name = f"score_{choice.name}"
                 yield counting.kernel(name, step.tiles, None, counting.score(name, choice, branch, relation, step.slots_once))
@@ -177,24 +195,50 @@ class _Counting:
 
         def work(tiles: Tiles, engine: Engine) -> Work:
             steps = -(-choice.block // tiles.cols)
-            rows, total = max(16, group), taken
+            rows, cols, warps, total = max(16, group), min(tiles.cols, choice.block), tiles.warps, taken
+            moving = cols * dims
             if kind in ("union", "union_queries"):
-                rows, shared = max(tiles.rows, 16), max(1, tiles.rows // group)
-                fresh = np.minimum(1.0, FRESH[call.sharing] * min(shared, UNION_OF) / UNION_OF + (1 - min(shared, UNION_OF) / UNION_OF))
-                total = np.ceil(np.add.reduceat(taken, np.arange(0, len(taken), shared)) * fresh).astype(np.int64)
-            if kind == "chosen_keys":
+                rows = max(tiles.rows, 16)
+                if group < SMALL_GROUP:
+                    rows, warps = 16, 2
+                total = union_sizes(choice, call, tile_queries(group, choice.count or 1, rows))
+            if kind in ("chosen_keys", "by_blocks"):
                 # Rows that come and go are those that chose a block: as many as blocks were chosen.
                 rows, per_block = tiles.rows, -(-int(taken.sum()) // max(1, len(taken) // choice.block))
                 total = np.full(max(1, call.tokens // choice.block), -(-per_block * group // tiles.rows), np.int64)
-            cols = min(tiles.cols, choice.block)
-            made = Tiles(rows, cols, tiles.warps, tiles.stages)
+                moving = rows * (dims if kind == "chosen_keys" else shape.dim_qk)
             return Work(
-                name, kind, engine, made, total * steps, np.zeros_like(total), call.batch * lists, 1,
-                rows * cols * operations_of_pair(kind, shape), (rows if kind == "chosen_keys" else cols) * dims * shape.element_bytes,
-                call.batch * call.heads * int(taken.sum()) * choice.block, self._moved(kind, call.tokens),
+                name, kind, engine, Tiles(rows, cols, warps, tiles.stages), total * steps, np.zeros_like(total), call.batch * lists, 1,
+                rows * cols * operations_of_pair(kind, shape), moving * shape.element_bytes,
+                call.batch * call.heads * int(taken.sum()) * choice.block,
+                self._moved(kind, call.tokens) + (self._parts(taken) if kind == "by_blocks" else 0),
             )  # fmt: skip
 
         return work
+
+    def may_go_by_blocks(self) -> bool:
+        """Whether the host may launch kernels by blocks."""
+        call = self.call
+        return call.heads // call.kv_heads <= BY_BLOCKS_GROUP and call.batch * call.kv_heads * call.tokens >= BY_BLOCKS_LISTS
+
+    def merged(self, name: str, branch: Branch) -> Recipe:
+        """The parts of one softmax a query and block become one: a tile is a row and one part."""
+        call, shape, choice = self.call, self.shape, branch.choices[0]
+        taken = blocks_taken(choice, call)
+
+        def work(tiles: Tiles, engine: Engine) -> Work:
+            made = Tiles(1, 1, tiles.warps, tiles.stages)
+            read = 4 * (shape.dim_v + 1)
+            return Work(
+                name, "merged", engine, made, taken, np.zeros_like(taken), call.batch * call.heads, 1, 2 * shape.dim_v, read,
+                call.batch * call.heads * int(taken.sum()) * choice.block, self._parts(taken),
+            )  # fmt: skip
+
+        return work
+
+    def _parts(self, taken: _Integers) -> int:
+        """Bytes of a row in float32 and its log-sum-exp for each query row and block."""
+        return self.call.batch * self.call.heads * int(taken.sum()) * 4 * (self.shape.dim_v + 1)
 
     def score(self, name: str, choice: Choice, branch: Branch, relation: Condition, once: bool) -> Recipe:
         memory = branch.memory
@@ -220,7 +264,7 @@ class _Counting:
         call, shape = self.call, self.shape
         rows, keys = call.batch * call.heads * call.tokens, call.batch * call.kv_heads * extent
         dims = shape.dim_qk + shape.dim_v
-        gradients = 0 if kind in ("static", "chosen", "union") else 4 * (keys * dims if kind.endswith("keys") else rows * shape.dim_qk)
+        gradients = 4 * keys * dims if kind.endswith("keys") else 4 * rows * shape.dim_qk if kind.endswith("queries") else 0
         return (rows * dims + keys * dims) * shape.element_bytes + gradients
 
 
@@ -235,8 +279,10 @@ def _split(programs: int, group: int) -> int:
 def operations_of_pair(kind: Kind, shape: LaunchShape) -> int:
     """Floating-point operations of the products for one pair of a query and a key."""
     match kind:
-        case "static" | "chosen" | "union":
+        case "static" | "chosen" | "union" | "by_blocks":
             return 2 * (shape.dim_qk + shape.dim_v)
+        case "merged":
+            return 2 * shape.dim_v
         case "static_queries" | "chosen_queries" | "union_queries":
             return 2 * (2 * shape.dim_qk + shape.dim_v)
         case "static_keys" | "chosen_keys":
@@ -266,6 +312,28 @@ def blocks_taken(choice: Choice, call: Call) -> _Integers:
     """How many blocks each query takes at most: those that begin at or before it."""
     begun = np.arange(call.tokens, dtype=np.int64) // choice.block + 1
     return np.minimum(begun, choice.count or call.tokens)
+
+
+def tile_queries(group: int, width: int, rows: int) -> int:
+    """Neighbouring queries whose blocks are walked together by so many rows: as generated modules count them."""
+    padded, queries = power_of_two(width), 1
+    while 2 * queries * group <= rows and queries < 8 and 2 * queries * padded <= 128:
+        queries *= 2
+    return queries
+
+
+def union_sizes(choice: Choice, call: Call, queries: int) -> _Integers:
+    """How many different blocks so many neighbouring queries choose together, for each run of them: the expected number where they draw
+    what they do not choose alike, of those that begin at or before the last of them."""
+    last = np.minimum(np.arange(queries - 1, call.tokens + queries - 1, queries, dtype=np.int64), call.tokens - 1)
+    begun, width = last // choice.block + 1, choice.count or call.tokens
+    kept = min(KEPT, width)
+    # What they choose alike may be among what they have in common anyway.
+    alike = kept + round(ALIKE[call.sharing] * (width - kept)) * np.maximum(0, begun - kept) / begun
+    rest = np.maximum(1.0, begun - alike)
+    drawn = rest * (1 - (1 - np.minimum(1.0, (width - alike) / rest)) ** queries)
+    sizes: _Integers = np.minimum(begun, np.rint(alike + drawn)).astype(np.int64)
+    return sizes
 
 
 def _extent(keys: Term, call: Call) -> int:

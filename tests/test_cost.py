@@ -7,9 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks.fit_cost import Measured, fit, measured, report
+from benchmarks.fit_cost import Measured, _kernels, fit, measured, report
 from nsa_dsl import count, work
+from nsa_dsl.arguments import Shape
+from nsa_dsl.bench.inputs import draw_blocks, mean_union
+from nsa_dsl.bench.rows import Sharing
 from nsa_dsl.cli import main
 from nsa_dsl.cost import Rate, efficiency, load_model, milliseconds, order_candidates, predict_ms
 from nsa_dsl.count import count_pairs
@@ -20,7 +24,7 @@ from nsa_dsl.lift import lift_to_slots, slot_count
 from nsa_dsl.loader import load_spec
 from nsa_dsl.pattern import Compress, Pattern
 from nsa_dsl.relation import Var
-from nsa_dsl.work import Call, kernels, visits
+from nsa_dsl.work import Call, kernels, union_sizes, visits
 
 ROOT = Path(__file__).parent.parent
 PORTABLE = LaunchShape(templates="portable")
@@ -87,7 +91,40 @@ def test_time_grows_as_the_pattern_does(nsa: Pattern) -> None:
     for name in one:
         growth = two[name] / one[name]
         low, high = (3.3, 4.1) if "compressed" in name or "score" in name else (1.9, 2.1)
+        # Neighbours find more blocks to differ in.
+        low, high = (2.05, 2.2) if "union" in name else (low, high)
         assert low < growth < high, name
+
+
+@pytest.mark.parametrize("sharing", ["random", "clustered", "identical"])
+@pytest.mark.parametrize("queries", [2, 4, 8])
+def test_unions_are_as_large_as_those_of_lists_that_are_drawn(sharing: Sharing, queries: int) -> None:
+    choice = load_spec(ROOT / "benchmarks" / "patterns.nsa").pattern("selected").branches[0].choices[0]
+    lists = draw_blocks(choice, Shape(1, 2, 2, 8192, 16, 16), sharing, torch.Generator().manual_seed(0))
+    expected = union_sizes(choice, Call(8192, 2, 2, sharing=sharing), queries)
+    assert len(expected) == 8192 // queries
+    assert expected.mean() == pytest.approx(mean_union(lists, queries), rel=0.025)
+
+
+def test_small_groups_may_go_by_blocks() -> None:
+    """Where the host may launch these kernels: few heads a group, many lists."""
+    pattern = load_spec(ROOT / "benchmarks" / "patterns.nsa").pattern("selected")
+    beside = {"attend_output_by_blocks", "attend_output_merged"}
+    assert beside <= set(kernels(pattern, PORTABLE, Call(32768, 64, 16)))
+    assert not beside & set(kernels(pattern, PORTABLE, Call(32768, 64, 4)))
+    assert not beside & set(kernels(pattern, PORTABLE, Call(4096, 64, 16)))
+    written, read = (kernels(pattern, PORTABLE, Call(32768, 64, 16))[each].work().moved for each in sorted(beside))
+    parts = 64 * 32768 * 16 * 129 * 4
+    # The first queries choose fewer than 16 blocks.
+    assert 0.98 * parts < read < parts < written
+
+
+def test_of_two_kernels_beside_each_other_the_one_that_ran_counts() -> None:
+    pattern, call = load_spec(ROOT / "benchmarks" / "patterns.nsa").pattern("selected"), Call(32768, 64, 16)
+    for ran, left in (("union", {"by_blocks", "merged"}), ("by_blocks", {"union"})):
+        times = {f"attend_output_{each}": 9.0 if each == ran else 0.1 for each in ("union", "by_blocks", "merged")}
+        found = {each.work.kind for each in _kernels("", pattern, PORTABLE, call, times)}
+        assert found == {"union", "by_blocks", "merged"} - left
 
 
 def test_the_h200_stands_in_with_the_rates_of_the_h100_until_it_is_measured() -> None:

@@ -202,12 +202,33 @@ def test_shipped_tables_are_whole_and_for_their_cards() -> None:
 
 
 @pytest.mark.parametrize("card", list(lookup.SHIPPED))
-@pytest.mark.parametrize("tokens", [8192, 65536])
-def test_shipped_tables_know_the_kernels_of_nsa(nsa: Pattern, card: str, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "parameters", "dims", "heads", "tokens"),
+    [
+        ("nsa", {}, (128, 128), (64, 4), 8192),
+        ("nsa", {}, (128, 128), (64, 4), 65536),
+        ("nsa", {}, (192, 128), (64, 4), 8192),
+        ("nsa", {}, (192, 128), (64, 4), 65536),
+        ("causal", {}, (128, 128), (32, 8), 16384),
+        ("causal", {}, (128, 128), (32, 8), 32768),
+        ("sliding_window", {"w": 1024}, (128, 128), (32, 8), 65536),
+        ("sliding_window", {"w": 4096}, (128, 128), (32, 8), 65536),
+    ],
+)
+def test_shipped_tables_know_the_kernels(
+    card: str,
+    name: str,
+    parameters: dict[str, int],
+    dims: tuple[int, int],
+    heads: tuple[int, int],
+    tokens: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """As patterns are digested today: a table whose keys nobody asks for any more is as good as none."""
     monkeypatch.setattr(lookup, "_memory", {(card, "3.6.0"): Table(card, "", "", {})})
-    kernels = tunable_kernels(nsa, sign(nsa))
-    found = lookup.find_decisions(kernels, LaunchShape(), tokens, 64, 4, card, "3.6.0")
+    pattern = load_spec(EXAMPLES / f"{name}.nsa").pattern(name, **parameters)
+    kernels = tunable_kernels(pattern, sign(pattern))
+    found = lookup.find_decisions(kernels, LaunchShape(*dims), tokens, *heads, card, "3.6.0")
     assert {each.name for each in kernels if not each.optional} <= set(found)
 
 

@@ -13,6 +13,7 @@ from nsa_dsl.bench.rows import Sharing
 from nsa_dsl.compressors import MLPCompressor
 from nsa_dsl.pattern import Choice, GivenIndices, GivenScores, Pattern
 from nsa_dsl.verify.inputs import Inputs, all_choices
+from nsa_dsl.work import ALIKE
 
 RUN = 64
 """Neighbouring queries that have something in common: a block of NSA."""
@@ -21,7 +22,7 @@ COMMON: dict[Sharing, float] = {"random": 0.0, "clustered": 0.92, "identical": 1
 """How much of a query's variance its run shares. 0.92 was found by simulation: with 16 heads a group, D = 128 and means of 32 keys, four
 neighbours then take 24 (8k tokens) to 28 (64k) different blocks of 16 each, of which 16 would be total agreement and about 54 none."""
 
-COMMON_BLOCKS: dict[Sharing, float] = {"random": 0.0, "clustered": 10 / 13, "identical": 1.0}
+COMMON_BLOCKS = ALIKE
 """The same for lists of blocks that are given: the part of its free places that a run fills alike."""
 
 _TOKENS_AT_ONCE = 1 << 14
