@@ -180,9 +180,9 @@ def check_lists(
                 heads = slice(kv_head * sizes.heads // sizes.kv_heads, (kv_head + 1) * sizes.heads // sizes.kv_heads)
                 keys = (blocks[blocks >= 0][:, None] * choice.block + torch.arange(choice.block, device=device)).flatten()
                 seen = inputs.q[0, heads, row], *(each[0, kv_head, keys[keys <= row]] for each in (inputs.k, inputs.v))
-                each, each_lse = _softmax_row(*seen, torch.float64)
-                exact.append(each)
-                exact_lse.append(each_lse)
+                row_out, row_lse = _softmax_row(*seen, torch.float64)
+                exact.append(row_out)
+                exact_lse.append(row_lse)
                 rounded.append(_softmax_row(*seen, inputs.q.dtype)[0])
         # All at once: what a row may be off by is also a part of the greatest value of all.
         found += check_rows(out[0, :, rows].transpose(0, 1).flatten(0, 1), torch.cat(exact), torch.cat(rounded))

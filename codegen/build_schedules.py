@@ -11,7 +11,7 @@ from nsa_dsl.codegen.expressions import print_condition
 from nsa_dsl.launch import Tiles
 from nsa_dsl.relation import CAUSAL, FULL, Chosen, rewrite
 from nsa_dsl.schedule import ChosenStep, CombineStep
-from nsa_dsl.schedule_chosen import BY_BLOCKS_GROUP, BY_BLOCKS_LISTS, BY_BLOCKS_SHARE, PART_BYTES, PART_ROWS
+from nsa_dsl.schedule_chosen import BY_BLOCKS_GROUP, BY_BLOCKS_LISTS, BY_BLOCKS_SHARE, FULL_GROUP, PART_BYTES, PART_ROWS
 
 BY_BLOCKS = "\n".join(
     (
@@ -96,6 +96,7 @@ def launch(step: ChosenStep, tiles: Tiles, union: str) -> dict[str, LaunchValue]
         "block": choice.block,
         "width": choice.count or 0,
         "union": union,
+        "full_group": FULL_GROUP,
         "union_rows": tiles.rows,
         "union_warps": tiles.warps,
         "union_stages": tiles.stages,

@@ -33,9 +33,12 @@ that the queries of a tile chose, each block counted for each query. The forward
 BY_BLOCKS_TILE = 64
 """Rows that meet a block at a time."""
 
-BY_BLOCKS_GROUP, BY_BLOCKS_LISTS, BY_BLOCKS_SHARE = 7, 2**17, 8
-"""Groups of at most so many heads, whose unions are met by 16 rows, may be walked by blocks, from so many lists on (one a query of a
-group). They are where all unions together hold more than one block to so many that the rows chose: both take the same time there."""
+FULL_GROUP = 8
+"""Groups of so many heads and more fill the rows of a usual tile with few queries; smaller ones walk unions in tiles of 16 rows."""
+
+BY_BLOCKS_GROUP, BY_BLOCKS_LISTS, BY_BLOCKS_SHARE = FULL_GROUP - 1, 2**17, 8
+"""Groups of at most so many heads may be walked by blocks, from so many lists on (one a query of a group). They are where
+all unions together hold more than one block to so many that the rows chose: both take the same time there."""
 
 PART_ROWS = 1024
 """Query rows that one program of a block goes through: so few that a block that every query chose is shared by many programs."""

@@ -22,7 +22,7 @@ from nsa_dsl.pattern import Branch, Choice, Compress, Pattern
 from nsa_dsl.relation import Condition, Term, evaluate
 from nsa_dsl.schedule import ChooseStep, ChosenStep, StaticStep, plan_graph
 from nsa_dsl.schedule_backward import ChosenKeysStep, QueriesStep, StaticKeysStep, plan_backward
-from nsa_dsl.schedule_chosen import BY_BLOCKS_GROUP, BY_BLOCKS_LISTS
+from nsa_dsl.schedule_chosen import BY_BLOCKS_GROUP, BY_BLOCKS_LISTS, FULL_GROUP
 from nsa_dsl.tiles import Side
 
 Kind: TypeAlias = Literal[
@@ -40,9 +40,6 @@ Kind: TypeAlias = Literal[
 ]
 Engine: TypeAlias = Literal["triton", "gluon"]
 _Integers: TypeAlias = npt.NDArray[np.int64]
-
-SMALL_GROUP = 8
-"""Groups of fewer heads have tiles of 16 rows and two warps where they walk unions."""
 
 KEPT = 3
 """Blocks that neighbouring queries have in common whatever they choose: the first, their own and the one before, as in NSA."""
@@ -199,7 +196,7 @@ class _Counting:
             moving = cols * dims
             if kind in ("union", "union_queries"):
                 rows = max(tiles.rows, 16)
-                if group < SMALL_GROUP:
+                if group < FULL_GROUP:
                     rows, warps = 16, 2
                 total = union_sizes(choice, call, tile_queries(group, choice.count or 1, rows))
             if kind in ("chosen_keys", "by_blocks"):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from nsa_dsl.compiler import compile_backward, compile_source
 from nsa_dsl.execute import load_module
 from nsa_dsl.pattern import Pattern
 from nsa_dsl.schedule import LaunchShape
+from nsa_dsl.work import tile_queries
 
 ONE = "output attend(tokens, causal & top(3, block = 16, by = indices, share = group))"
 WINDOW = "output attend(tokens, window(30) & top(3, block = 32, by = indices, share = group), bias = alibi, softcap = 4, sink = learned)"
@@ -190,6 +192,13 @@ def test_unions(queries: int, width: int) -> None:
             words = [block + sum(1 << (24 + n) for n, each in enumerate(mine) if block in each) for block in blocks]
             assert sizes[0, unit, tile] == len(blocks)
             assert [word % 2**32 for word in unions[0, unit, tile, : len(blocks)].tolist()] == words
+
+
+@pytest.mark.parametrize("rows", [16, 64])
+def test_the_cost_model_counts_queries_of_a_tile_as_modules_do(rows: int) -> None:
+    count = host_functions(ONE)._tile_queries
+    for group, width in product(range(1, 20), (1, 3, 16, 33, 64)):
+        assert tile_queries(group, width, rows) == count(group, width, rows)
 
 
 @pytest.mark.parametrize(("sizes", "wild", "skips"), [(9, 0, (0, 1)), (10, 0, (0, 1)), (11, 0, (1, 0)), (9, 1, (1, 1)), (11, 1, (1, 1))])
