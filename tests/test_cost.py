@@ -117,6 +117,11 @@ def test_small_groups_may_go_by_blocks() -> None:
     parts = 64 * 32768 * 16 * 129 * 4
     # The first queries choose fewer than 16 blocks.
     assert 0.98 * parts < read < parts < written
+    assert [kernels(pattern, PORTABLE, Call(32768, 64, each))["attend_output_union"].work().tiles.rows for each in (16, 8, 4)] == [
+        16,
+        64,
+        64,
+    ]
 
 
 def test_of_two_kernels_beside_each_other_the_one_that_ran_counts() -> None:

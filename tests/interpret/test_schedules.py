@@ -96,6 +96,12 @@ def test_group_sizes(
     agree(ONE, heads=heads, kv_heads=kv_heads, rows=rows, tokens=tokens, visible=heads < 6)
 
 
+def test_an_index_of_two_batches(change: Callable[..., None]) -> None:
+    """The second chunk of lists begins within the second batch."""
+    change(WHOLE_LISTS)
+    agree(ONE, batch=2, heads=6, kv_heads=6, rows=32, tokens=37, visible=False)
+
+
 @pytest.mark.parametrize("changes", [(), (BY_BLOCKS,)])
 def test_options(changes: tuple[tuple[str, str], ...], change: Callable[..., None]) -> None:
     """A mask that is more than causal, blocks of two tiles, and strides beyond 32 bits."""
