@@ -1,4 +1,4 @@
-"""Every kernel of NSA, ASA, causal attention and blocks once, forward and backward, at small odd sizes: for compute-sanitizer.
+"""Every kernel of NSA, ASA, causal attention, blocks and given lists once, forward and backward, at small odd sizes: for compute-sanitizer.
 
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck python benchmarks/sanitize.py
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool racecheck python benchmarks/sanitize.py
@@ -32,8 +32,12 @@ SMALL = (
     ("asa", "local", {"w": 20}),
     ("causal", "causal", {}),
     ("blocks", "blocks_of_64", {}),
+    ("choices", "selected", {"b": 16, "n": 3}),
 )
 """Parameters at which everything shows within a hundred tokens."""
+
+BY_BLOCKS = {"choices": {"BY_BLOCKS_LISTS": 0, "BY_BLOCKS_SHARE": 10**6}}
+"""What modules of these files take small groups by blocks with, however few lists there are: constants of theirs."""
 
 HEADS, KV_HEADS = 4, 2
 
@@ -51,6 +55,7 @@ def run(file: str, name: str, parameters: dict[str, int], dtype: str, tokens: in
             torch.cuda.synchronize()
 
     modules = [op.module(inputs.q, sizes.dim_v, backward=backward) for backward in (False, True)]
+    vars(modules[0]).update(BY_BLOCKS.get(file, {}))
     with launches(modules, counted):
         made = op_gradients(op, inputs, make_cotangents(pattern, inputs)[1])
     bad = [name for name, each in made.items() if not bool(each.isfinite().all())]
