@@ -11,7 +11,7 @@ from nsa_dsl.codegen.expressions import print_condition
 from nsa_dsl.launch import Tiles
 from nsa_dsl.relation import CAUSAL, FULL, Chosen, rewrite
 from nsa_dsl.schedule import ChosenStep, CombineStep
-from nsa_dsl.schedule_chosen import BY_BLOCKS_GROUP, BY_BLOCKS_LISTS, BY_BLOCKS_SHARE, FULL_GROUP, PART_BYTES, PART_ROWS
+from nsa_dsl.schedule_chosen import BY_BLOCKS_GROUP, BY_BLOCKS_LISTS, BY_BLOCKS_SHARE, FULL_GROUP, MERGED, PART_BYTES, PART_ROWS
 
 BY_BLOCKS = "\n".join(
     (
@@ -74,6 +74,7 @@ def by_blocks_host(step: ChosenStep, tiles: Tiles, combines: bool) -> ByBlocks:
     """The context of the host's side of the kernels by blocks. combines: they end with the output."""
     branch, (choice,) = step.branch, step.branch.choices
     name = f"attend_{branch.name}"
+    merge_rows, _, merge_warps, merge_stages = MERGED
     return ByBlocks(
         name=name,
         doc=f"Branch {branch.name} by blocks: a part for every row and block, then their sum.",
@@ -86,6 +87,9 @@ def by_blocks_host(step: ChosenStep, tiles: Tiles, combines: bool) -> ByBlocks:
         rows=tiles.rows,
         warps=tiles.warps,
         stages=tiles.stages,
+        merge_rows=merge_rows,
+        merge_warps=merge_warps,
+        merge_stages=merge_stages,
     )
 
 

@@ -50,8 +50,8 @@ class Inverse:
 
 @dataclass(frozen=True, slots=True)
 class ByBlocks:
-    """attend_by_blocks_host.py.j2. by_blocks, merge: kernels; rows, warps, stages: tiles of the first; combines: the second
-    ends with the output."""
+    """attend_by_blocks_host.py.j2. by_blocks, merge: kernels; rows, warps, stages: tiles of the first; merge_rows and so on: of
+    the second; combines: that one ends with the output."""
 
     name: str
     doc: str
@@ -64,3 +64,6 @@ class ByBlocks:
     rows: int
     warps: int
     stages: int
+    merge_rows: int
+    merge_warps: int
+    merge_stages: int

@@ -40,6 +40,9 @@ BY_BLOCKS_GROUP, BY_BLOCKS_LISTS, BY_BLOCKS_SHARE = FULL_GROUP - 1, 2**17, 8
 """Groups of at most so many heads may be walked by blocks, from so many lists on (one a query of a group). They are where
 all unions together hold more than one block to so many that the rows chose: both take the same time there."""
 
+MERGED: Sizes = (16, 1, 4, 3)
+"""Tiles of the kernel that makes one softmax of the parts: rows, and a part of each at a time."""
+
 PART_ROWS = 1024
 """Query rows that one program of a block goes through: so few that a block that every query chose is shared by many programs."""
 

@@ -22,7 +22,7 @@ from nsa_dsl.pattern import Branch, Choice, Compress, Pattern
 from nsa_dsl.relation import Condition, Term, evaluate
 from nsa_dsl.schedule import ChooseStep, ChosenStep, StaticStep, plan_graph
 from nsa_dsl.schedule_backward import ChosenKeysStep, QueriesStep, StaticKeysStep, plan_backward
-from nsa_dsl.schedule_chosen import BY_BLOCKS_GROUP, BY_BLOCKS_LISTS, FULL_GROUP
+from nsa_dsl.schedule_chosen import BY_BLOCKS_GROUP, BY_BLOCKS_LISTS, FULL_GROUP, MERGED
 from nsa_dsl.tiles import Side
 
 Kind: TypeAlias = Literal[
@@ -124,9 +124,9 @@ def _forward(shape: LaunchShape, call: Call, steps: tuple[object, ...]) -> Itera
                 if step.one_list is not None:
                     yield counting.kernel(f"{name}_union", step.one_list.union, None, counting.chosen(f"{name}_union", "union", branch))
                     if step.one_list.by_blocks is not None and counting.may_go_by_blocks():
-                        tiles, parts, merged = step.one_list.by_blocks, f"{name}_by_blocks", f"{name}_merged"
-                        yield counting.kernel(parts, tiles, None, counting.chosen(parts, "by_blocks", branch))
-                        yield counting.kernel(merged, tiles, None, counting.merged(merged, branch))
+                        parts, merged = f"{name}_by_blocks", f"{name}_merged"
+                        yield counting.kernel(parts, step.one_list.by_blocks, None, counting.chosen(parts, "by_blocks", branch))
+                        yield counting.kernel(merged, Tiles(*MERGED), None, counting.merged(merged, branch))
             case ChooseStep(choice=choice, scored_branch=branch, relation=relation) if branch is not None and relation is not None:
                 name = f"score_{choice.name}"
                 yield counting.kernel(name, step.tiles, None, counting.score(name, choice, branch, relation, step.slots_once))
@@ -219,23 +219,27 @@ class _Counting:
         return call.heads // call.kv_heads <= BY_BLOCKS_GROUP and call.batch * call.kv_heads * call.tokens >= BY_BLOCKS_LISTS
 
     def merged(self, name: str, branch: Branch) -> Recipe:
-        """The parts of one softmax a query and block become one: a tile is a row and one part."""
+        """The parts of softmaxes become one each: a tile is some rows and one part of each, and such parts are the pairs."""
         call, shape, choice = self.call, self.shape, branch.choices[0]
         taken = blocks_taken(choice, call)
 
         def work(tiles: Tiles, engine: Engine) -> Work:
-            made = Tiles(1, 1, tiles.warps, tiles.stages)
-            read = 4 * (shape.dim_v + 1)
+            steps = np.maximum.reduceat(taken, np.arange(0, len(taken), tiles.rows))
             return Work(
-                name, "merged", engine, made, taken, np.zeros_like(taken), call.batch * call.heads, 1, 2 * shape.dim_v, read,
-                call.batch * call.heads * int(taken.sum()) * choice.block, self._parts(taken),
+                name, "merged", engine, tiles, steps, np.zeros_like(steps), call.batch * call.heads, 1,
+                tiles.rows * tiles.cols * operations_of_pair("merged", shape), tiles.rows * self._part_bytes(),
+                call.batch * call.heads * int(taken.sum()), self._parts(taken),
             )  # fmt: skip
 
         return work
 
     def _parts(self, taken: _Integers) -> int:
-        """Bytes of a row in float32 and its log-sum-exp for each query row and block."""
-        return self.call.batch * self.call.heads * int(taken.sum()) * 4 * (self.shape.dim_v + 1)
+        """Bytes of the parts of all query rows."""
+        return self.call.batch * self.call.heads * int(taken.sum()) * self._part_bytes()
+
+    def _part_bytes(self) -> int:
+        """A row and its log-sum-exp in float32."""
+        return 4 * (self.shape.dim_v + 1)
 
     def score(self, name: str, choice: Choice, branch: Branch, relation: Condition, once: bool) -> Recipe:
         memory = branch.memory

@@ -117,11 +117,17 @@ def test_small_groups_may_go_by_blocks() -> None:
     parts = 64 * 32768 * 16 * 129 * 4
     # The first queries choose fewer than 16 blocks.
     assert 0.98 * parts < read < parts < written
-    assert [kernels(pattern, PORTABLE, Call(32768, 64, each))["attend_output_union"].work().tiles.rows for each in (16, 8, 4)] == [
-        16,
-        64,
-        64,
-    ]
+    unions = [kernels(pattern, PORTABLE, Call(32768, 64, each))["attend_output_union"].work() for each in (16, 8, 4)]
+    assert [each.tiles.rows for each in unions] == [16, 64, 64]
+
+
+@pytest.mark.parametrize("kv_heads", [4, 16, 64])
+def test_no_kernel_does_more_that_is_useful_than_it_does(kv_heads: int) -> None:
+    pattern = load_spec(ROOT / "benchmarks" / "patterns.nsa").pattern("selected")
+    for each in kernels(pattern, PORTABLE, Call(32768, 64, kv_heads)).values():
+        work = each.work()
+        done = float((work.full + work.partial).sum()) * work.copies * work.repeats * work.operations
+        assert 0.05 * done < work.useful <= done, each.name
 
 
 def test_of_two_kernels_beside_each_other_the_one_that_ran_counts() -> None:

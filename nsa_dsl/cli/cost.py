@@ -35,8 +35,8 @@ def cost(
 ) -> None:
     """Predict the time of each attention kernel from exact counts of tiles. Needs no GPU.
 
-    Kernels that stand beside each other for the same work (`..._union`, `..._by_blocks`) are chosen between on the
-    device: only one of them runs. What takes
+    Kernels that stand beside each other for the same work (`..._union`, or `..._by_blocks` and `..._merged`)
+    are chosen between on the device: only one of them runs. What takes
     little (gates, compression, the search for the best blocks) is left out.
     """
     from nsa_dsl.launch import LaunchShape

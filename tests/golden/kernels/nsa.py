@@ -1370,6 +1370,9 @@ def attend_selected_merged(
     tl.store(lse_ptr + row, log_sum_exp, mask=row_ok)
 
 
+MOST_RANKED = 64  # Entries of a list that are ranked against each other; longer lists are sorted by torch.
+
+
 @triton.jit(do_not_specialize=["n_lists", "n_units", "n_blocks"])
 def list_blocks(
     given_ptr, list_ptr, n_lists, n_units, n_blocks,
@@ -1419,8 +1422,6 @@ def _list_blocks(indices, n_tokens, block, every):
     repeated[..., 1:] = ordered[..., 1:] == ordered[..., :-1]
     ordered = torch.where(repeated, n_blocks, ordered).sort(dim=-1).values
     return torch.where(ordered == n_blocks, -1, ordered).contiguous()
-
-MOST_RANKED = 64  # Entries of a list that are ranked against each other; longer lists are sorted by torch.
 
 
 def _cdiv(a, b):
